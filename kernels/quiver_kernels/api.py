@@ -1,0 +1,185 @@
+"""The library's functions: quantize, dequantize, levels, expected error, aggregation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from quiver_kernels import dispatch
+from quiver_kernels.errors import InvalidInput
+from quiver_kernels.options import DEFAULT_BINS, QuantizeOptions
+from quiver_kernels.quantized import QuantizedVector
+
+
+def optimal_levels(
+    x: ArrayLike,
+    num_levels: int = 16,
+    method: str = "exact",
+    weights: ArrayLike | None = None,
+    *,
+    bins: int = DEFAULT_BINS,
+    block_size: int | None = None,
+    device: str = "auto",
+) -> NDArray[Any]:
+    """Levels that minimise the expected squared error of unbiased rounding of `x`.
+
+    Parameters
+    ----------
+    x
+        Values, any shape; float16, bfloat16, float32 or float64 (other real types become
+        float64). Finite, at least one.
+    num_levels
+        Levels per table, s, 2..256.
+    method
+        ``exact``: optimal, on data points; ``accelerated``: the same optimum by the
+        two-levels-a-step recurrence; ``approx``: optimal on a uniform grid of `bins`
+        cells, without sorting; ``uniform``: equal steps.
+    weights
+        Non-negative importance of each value, shape of `x`.
+    bins
+        Cells of the grid of ``approx``, 2..65536.
+    block_size
+        Values that share a table; None: all.
+    device
+        ``auto``, ``cpu`` or ``gpu``.
+
+    Returns
+    -------
+    ndarray
+        Ascending, shape (s,), or (blocks, s) with `block_size`; float32, or float64 for
+        float64 input. First and last are the minimum and maximum. With fewer distinct
+        values than levels the last is repeated.
+
+    Raises
+    ------
+    InvalidInput
+        An option out of range, an unsupported dtype, an empty or non-finite `x`.
+    BackendUnavailable
+        The device is not there.
+
+    Notes
+    -----
+    Objective: ``sum_i w_i (b_i - x_i)(x_i - a_i)`` with the neighbouring levels a_i, b_i
+    ("Optimal and Approximate Adaptive Stochastic Quantization", NeurIPS 2024, section 3).
+    """
+    options = QuantizeOptions.create(
+        num_levels=num_levels, method=method, bins=bins, block_size=block_size, device=device
+    )
+    return dispatch.pick(device).solve_levels(as_vector(x), options, _as_weights(weights))
+
+
+def quantize(
+    x: ArrayLike,
+    bits: int | None = None,
+    method: str = "exact",
+    seed: int | None = None,
+    *,
+    num_levels: int | None = None,
+    weights: ArrayLike | None = None,
+    bins: int = DEFAULT_BINS,
+    block_size: int | None = None,
+    device: str = "auto",
+) -> QuantizedVector:
+    """Quantize `x`: choose levels, round every value without bias, pack the codes.
+
+    Parameters
+    ----------
+    x, method, weights, bins, block_size, device
+        As for `optimal_levels`.
+    bits
+        Bits per value, 1..8 (default 4); or give `num_levels`.
+    seed
+        Key of the random numbers, unsigned 64-bit; drawn when None. The same (x, levels,
+        seed) gives the same codes on any device, thread count or chunking.
+    num_levels
+        Levels per table, 2..256, instead of `bits`.
+
+    Returns
+    -------
+    QuantizedVector
+        Self-contained; `dequantize` gives back a vector whose expectation is `x`.
+
+    Raises
+    ------
+    InvalidInput, BackendUnavailable
+        As for `optimal_levels`.
+    """
+    options = QuantizeOptions.create(
+        bits=bits,
+        num_levels=num_levels,
+        method=method,
+        bins=bins,
+        block_size=block_size,
+        seed=seed,
+        device=device,
+    )
+    return dispatch.pick(device).quantize(as_vector(x), options.with_seed(), _as_weights(weights))
+
+
+def dequantize(q: QuantizedVector) -> NDArray[Any]:
+    """The decoded vector, in the shape and dtype of the original. O(d); needs only NumPy.
+
+    Raises
+    ------
+    InvalidInput
+        A code points beyond the level table (``invalid_codes``).
+    """
+    return dispatch.pick_decoder().dequantize(q)
+
+
+def expected_mse(x: ArrayLike, levels: ArrayLike, weights: ArrayLike | None = None) -> float:
+    """Expected squared error of unbiased rounding of `x` to `levels`, over d.
+
+    Parameters
+    ----------
+    x, weights
+        As for `optimal_levels`.
+    levels
+        Ascending, shape (s,), with ``levels[0] <= min(x)`` and ``max(x) <= levels[-1]``.
+
+    Returns
+    -------
+    float
+        ``sum_i w_i (b_i - x_i)(x_i - a_i) / d``, in squared units of `x`.
+    """
+    return dispatch.pick_decoder().expected_mse(
+        as_vector(x), np.asarray(levels, dtype=np.float64), _as_weights(weights)
+    )
+
+
+def aggregate(
+    vectors: Sequence[QuantizedVector], weights: Sequence[float] | None = None
+) -> NDArray[Any]:
+    """Weighted mean of quantized vectors of one shape, accumulated in float64.
+
+    Parameters
+    ----------
+    vectors
+        At least one; shapes must agree, bits, methods and dtypes may differ.
+    weights
+        One non-negative number per vector, not all zero; None: equal.
+
+    Returns
+    -------
+    ndarray
+        In the vectors' shape; their dtype, or the widest if they differ.
+    """
+    return dispatch.pick_decoder().aggregate(vectors, weights)
+
+
+def as_vector(x: ArrayLike, field: str = "x") -> NDArray[Any]:
+    """`x` as an array of a supported floating type; integers and lists become float64."""
+    try:
+        array = np.asarray(x)
+    except ValueError as error:
+        raise InvalidInput(f"{field} is not an array: {error}", code="invalid_type", field=field) from None
+    if array.dtype.kind in "iub":
+        return array.astype(np.float64)
+    return array
+
+
+def _as_weights(weights: ArrayLike | None) -> NDArray[Any] | None:
+    return None if weights is None else as_vector(weights, "weights")

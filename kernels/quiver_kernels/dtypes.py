@@ -1,0 +1,53 @@
+"""Element types: the one place that maps wire names to NumPy types."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from quiver_kernels.errors import InvalidInput
+
+WIRE_DTYPES: dict[str, np.dtype[Any]] = {
+    "float16": np.dtype("<f2"),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float32": np.dtype("<f4"),
+    "float64": np.dtype("<f8"),
+}
+"""Wire name to little-endian NumPy type; a closed set, never fed to ``np.dtype``."""
+
+
+def from_wire(name: str, field: str = "dtype") -> np.dtype[Any]:
+    """NumPy type of a wire name; `InvalidInput` for any name but the four."""
+    try:
+        return WIRE_DTYPES[name]
+    except KeyError:
+        raise InvalidInput(
+            f"{field} must be one of {', '.join(WIRE_DTYPES)}; got {name[:40]!r}",
+            code="unsupported_dtype",
+            field=field,
+        ) from None
+
+
+def wire_name(dtype: np.dtype[Any], field: str = "vector") -> str:
+    """Wire name of a NumPy floating type, whatever its byte order."""
+    name = dtype.name
+    if name not in WIRE_DTYPES:
+        raise InvalidInput(
+            f"{field} must hold one of {', '.join(WIRE_DTYPES)}; got {name}",
+            code="unsupported_dtype",
+            field=field,
+        )
+    return name
+
+
+def levels_dtype(name: str) -> np.dtype[Any]:
+    """Type of the level table for vectors of wire type `name`."""
+    return WIRE_DTYPES["float64" if name == "float64" else "float32"]
+
+
+def widen(x: NDArray[Any]) -> NDArray[Any]:
+    """`x` as native float32 or float64, exactly; 16-bit types become float32."""
+    return np.asarray(x, dtype=np.float64 if x.dtype.itemsize == 8 else np.float32)

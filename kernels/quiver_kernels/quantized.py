@@ -1,0 +1,281 @@
+"""The quantized vector: levels, packed codes and what is needed to read them.
+
+Its bytes are one self-contained message, the answer of ``POST /quantize`` and the
+input of ``/dequantize`` and ``/aggregate``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from quiver_kernels.dtypes import from_wire, levels_dtype
+from quiver_kernels.errors import InvalidInput
+from quiver_kernels.framing import Buffer, Segment, decode_typed, pack
+from quiver_kernels.options import MAX_BITS, MAX_LEVELS, MAX_SEED, MIN_BITS, MIN_LEVELS
+from quiver_kernels.packing import num_blocks, packed_size, unpack_codes
+from quiver_kernels.tensors import TensorMessage, byte_view, check_shape, tensor_fields, to_array
+
+WIRE_VERSION = 1
+_MAX_NAME = 32
+_MAX_TIMINGS = 16
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class QuantizedVector:
+    """A vector as level tables and packed codes.
+
+    Attributes
+    ----------
+    method
+        How the levels were chosen.
+    bits, num_levels
+        Bits per code (1..8) and levels per table (2..256).
+    shape, dtype
+        Of the vector that was quantized; ``dtype`` is a wire name.
+    block_size
+        Values that share one table; None: one table for all.
+    seed
+        Key of the rounding's random numbers.
+    levels
+        Ascending, shape (s,), or (blocks, s) with a `block_size`; float32, or float64 for
+        float64 vectors.
+    codes
+        Packed codes, uint8, `bits` per value, least significant bit first; each block
+        starts on a byte.
+    vnmse
+        Expected squared error of the rounding over the squared norm of the vector.
+    device, timings_ms
+        Where it was computed and how long the stages took, in milliseconds.
+    """
+
+    method: str
+    bits: int
+    num_levels: int
+    shape: tuple[int, ...]
+    dtype: str
+    block_size: int | None
+    seed: int
+    levels: NDArray[Any]
+    codes: NDArray[np.uint8]
+    vnmse: float
+    device: str = "cpu"
+    timings_ms: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes and levels."""
+        return int(self.codes.nbytes + self.levels.nbytes)
+
+    @property
+    def bits_per_value(self) -> float:
+        """Bits per value with the level tables counted."""
+        return 8 * self.nbytes / self.size
+
+    def indices(self) -> NDArray[np.uint8]:
+        """The codes unpacked, one uint8 per value, in the vector's shape."""
+        flat = unpack_codes(self.codes, self.size, self.bits, self.block_size)
+        return flat.reshape(self.shape)
+
+    def to_segments(self) -> list[Segment]:
+        """The message in pieces, without copying levels or codes (large ones)."""
+        return pack(
+            {
+                "v": WIRE_VERSION,
+                "method": self.method,
+                "bits": self.bits,
+                "num_levels": self.num_levels,
+                "shape": list(self.shape),
+                "dtype": self.dtype,
+                "block_size": self.block_size,
+                "seed": self.seed,
+                "vnmse": self.vnmse,
+                "device": self.device,
+                "timings_ms": dict(self.timings_ms),
+                "levels": tensor_fields(self.levels, "levels"),
+                "codes": byte_view(self.codes),
+            }
+        )
+
+    def to_bytes(self) -> bytes:
+        """The message as one string of bytes."""
+        return b"".join(self.to_segments())
+
+    @classmethod
+    def from_bytes(cls, data: Buffer) -> QuantizedVector:
+        """Read a message; levels and codes share the memory of `data`.
+
+        Raises
+        ------
+        MalformedMessage
+            Not one well-formed message.
+        InvalidInput
+            A key is missing, unknown, out of range, or sizes disagree.
+        """
+        return from_message(decode_validated(data, _DECODER))
+
+
+class QuantizedMessage(msgspec.Struct, forbid_unknown_fields=True):
+    """The quantized vector map as it stands on the wire."""
+
+    v: int
+    method: str
+    bits: int
+    num_levels: int
+    shape: list[int]
+    dtype: str
+    block_size: int | None
+    seed: int
+    levels: TensorMessage
+    codes: memoryview
+    vnmse: float
+    device: str = "cpu"
+    timings_ms: dict[str, float] = {}
+
+
+_DECODER = msgspec.msgpack.Decoder(QuantizedMessage)
+
+
+def decode_validated(data: Buffer, decoder: msgspec.msgpack.Decoder[Any]) -> Any:
+    """`decode_typed` with msgspec's type errors turned into `InvalidInput`."""
+    try:
+        return decode_typed(data, decoder)
+    except msgspec.ValidationError as error:
+        raise schema_error(error) from None
+
+
+def schema_error(error: msgspec.ValidationError) -> InvalidInput:
+    """A msgspec type error as ours: unknown key, missing key, or wrong type."""
+    text = str(error)
+    if "unknown field" in text:
+        return InvalidInput(text, code="unknown_key")
+    if "missing required field" in text:
+        return InvalidInput(text, code="missing_key")
+    return InvalidInput(text, code="invalid_type")
+
+
+def from_message(m: QuantizedMessage, where: str = "") -> QuantizedVector:
+    """Check every value of `m` against the others; `where` prefixes field names in errors."""
+    _require(m.v == WIRE_VERSION, f"{where}v", f"must be {WIRE_VERSION}", m.v, "unsupported_version")
+    _check_ranges(m, where)
+    shape = check_shape(m.shape, f"{where}shape")
+    size = math.prod(shape)
+    _require(size > 0, f"{where}shape", "must hold at least one value", m.shape, "empty_vector")
+    from_wire(m.dtype, f"{where}dtype")
+    levels = _levels(m, size, where)
+    codes = _codes(m, size, where)
+    return QuantizedVector(
+        method=m.method,
+        bits=m.bits,
+        num_levels=m.num_levels,
+        shape=shape,
+        dtype=m.dtype,
+        block_size=m.block_size,
+        seed=m.seed,
+        levels=levels,
+        codes=codes,
+        vnmse=m.vnmse,
+        device=m.device,
+        timings_ms=m.timings_ms,
+    )
+
+
+def _check_ranges(m: QuantizedMessage, where: str) -> None:
+    _require(
+        MIN_BITS <= m.bits <= MAX_BITS, f"{where}bits", f"must be {MIN_BITS}..{MAX_BITS}", m.bits
+    )
+    _require(
+        MIN_LEVELS <= m.num_levels <= min(MAX_LEVELS, 1 << m.bits),
+        f"{where}num_levels",
+        f"must be {MIN_LEVELS}..{1 << m.bits} for {m.bits} bits",
+        m.num_levels,
+    )
+    _require(
+        m.block_size is None or 1 <= m.block_size < 2**63,
+        f"{where}block_size",
+        "must be positive or null",
+        m.block_size,
+    )
+    _require(0 <= m.seed <= MAX_SEED, f"{where}seed", "must be an unsigned 64-bit integer", m.seed)
+    _require(
+        math.isfinite(m.vnmse) and m.vnmse >= 0,
+        f"{where}vnmse",
+        "must be finite and not negative",
+        m.vnmse,
+    )
+    for name, text in (("method", m.method), ("device", m.device)):
+        _require(
+            0 < len(text) <= _MAX_NAME,
+            f"{where}{name}",
+            f"must have 1..{_MAX_NAME} characters",
+            len(text),
+        )
+    _require(
+        len(m.timings_ms) <= _MAX_TIMINGS,
+        f"{where}timings_ms",
+        f"must have at most {_MAX_TIMINGS} entries",
+        len(m.timings_ms),
+    )
+
+
+def _levels(m: QuantizedMessage, size: int, where: str) -> NDArray[Any]:
+    blocks = num_blocks(size, m.block_size)
+    expected = [m.num_levels] if m.block_size is None else [blocks, m.num_levels]
+    name = f"{where}levels"
+    _require(
+        m.levels.shape == expected,
+        f"{name}.shape",
+        f"must be {expected}",
+        m.levels.shape,
+        "size_mismatch",
+    )
+    wanted = levels_dtype(m.dtype)
+    _require(
+        m.levels.dtype == wanted.name,
+        f"{name}.dtype",
+        f"must be {wanted.name} for {m.dtype} vectors",
+        m.levels.dtype[:40],
+        "unsupported_dtype",
+    )
+    levels = to_array(m.levels, name)
+    _require(
+        bool(np.isfinite(levels).all()), name, "must be finite", "NaN or infinity", "invalid_levels"
+    )
+    _require(
+        bool((levels[..., 1:] >= levels[..., :-1]).all()),
+        name,
+        "must ascend",
+        "a descending pair",
+        "invalid_levels",
+    )
+    return levels
+
+
+def _codes(m: QuantizedMessage, size: int, where: str) -> NDArray[np.uint8]:
+    expected = packed_size(size, m.bits, m.block_size)
+    _require(
+        m.codes.nbytes == expected,
+        f"{where}codes",
+        f"must have {expected} bytes for {size} values of {m.bits} bits",
+        m.codes.nbytes,
+        "size_mismatch",
+    )
+    return np.frombuffer(m.codes, dtype=np.uint8)
+
+
+def _require(
+    holds: bool, name: str, limit: str, got: object, code: str = "invalid_option"
+) -> None:
+    if not holds:
+        raise InvalidInput(f"{name} {limit}; got {got}", code=code, field=name)
