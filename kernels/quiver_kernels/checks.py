@@ -1,0 +1,159 @@
+"""Checks of values that every backend makes, and what follows from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quiver_kernels.dtypes import WIRE_DTYPES, widen, wire_name
+from quiver_kernels.errors import InvalidInput
+from quiver_kernels.quantized import QuantizedVector
+
+_CHUNK = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Smallest and largest value of a vector, as float64."""
+
+    low: float
+    high: float
+
+    @property
+    def unit(self) -> float:
+        """The power of two that brings the largest magnitude near 1, within float64."""
+        top = max(abs(self.low), abs(self.high))
+        return math.ldexp(1.0, max(-1000, min(1000, -math.frexp(top)[1])))
+
+
+def finite_range(x: NDArray[Any], field: str = "vector") -> Range:
+    """Minimum and maximum of `x`, after checking type, emptiness and finiteness; one pass.
+
+    Raises
+    ------
+    InvalidInput
+        ``unsupported_dtype``, ``empty_vector``, or ``non_finite`` with the first index.
+    """
+    wire_name(x.dtype, field)
+    if x.size == 0:
+        raise InvalidInput(
+            f"{field} must hold at least one value; got none", code="empty_vector", field=field
+        )
+    flat = x.reshape(-1)
+    low, high = math.inf, -math.inf
+    for start in range(0, flat.size, _CHUNK):
+        part = widen(flat[start : start + _CHUNK])
+        # NaN passes through min and max, infinities show up in them.
+        least, most = float(part.min()), float(part.max())
+        if not (math.isfinite(least) and math.isfinite(most)):
+            index = start + int(np.flatnonzero(~np.isfinite(part))[0])
+            raise InvalidInput(
+                f"{field} must be finite; got {float(flat[index])} at index {index}",
+                code="non_finite",
+                field=field,
+            )
+        low, high = min(low, least), max(high, most)
+    return Range(low, high)
+
+
+def check_weights(x: NDArray[Any], weights: NDArray[Any] | None) -> NDArray[np.float64]:
+    """Weights as flat float64, divided by their maximum; shape (0,) for None.
+
+    Scaling by the maximum changes no optimum and keeps sums of weights within float64;
+    callers that report a weighted error multiply by `weight_scale`.
+    """
+    if weights is None:
+        return np.empty(0)
+    if weights.shape != x.shape:
+        raise InvalidInput(
+            f"weights must have the vector's shape {list(x.shape)}; got {list(weights.shape)}",
+            code="shape_mismatch",
+            field="weights",
+        )
+    bounds = finite_range(weights, "weights")
+    if bounds.low < 0:
+        index = int(np.flatnonzero(weights.reshape(-1) < 0)[0])
+        raise InvalidInput(
+            f"weights must not be negative; got {bounds.low} (first at index {index})",
+            code="invalid_weights",
+            field="weights",
+        )
+    return weights.reshape(-1).astype(np.float64)
+
+
+def check_levels(levels: NDArray[Any], bounds: Range) -> NDArray[np.float64]:
+    """A caller's level table as float64: ascending, finite, and bracketing the vector."""
+    table = np.asarray(levels, dtype=np.float64)
+    ok = (
+        table.ndim == 1
+        and table.size >= 2
+        and bool(np.isfinite(table).all())
+        and bool((np.diff(table) >= 0).all())
+    )
+    if not ok:
+        raise InvalidInput(
+            "levels must be a finite ascending table of at least 2 values; "
+            f"got shape {list(table.shape)}",
+            code="invalid_levels",
+            field="levels",
+        )
+    if table[0] > bounds.low or table[-1] < bounds.high:
+        raise InvalidInput(
+            f"levels must bracket the vector's range [{bounds.low}, {bounds.high}]; "
+            f"got [{table[0]}, {table[-1]}]",
+            code="invalid_levels",
+            field="levels",
+        )
+    return table
+
+
+def check_aggregate(
+    vectors: Sequence[QuantizedVector], weights: Sequence[float] | None
+) -> tuple[float, ...]:
+    """The share of each vector in the mean; shares add up to 1."""
+    if not vectors:
+        raise InvalidInput(
+            "vectors must hold at least one quantized vector; got none",
+            code="empty_vector",
+            field="vectors",
+        )
+    for i, q in enumerate(vectors):
+        if q.shape != vectors[0].shape:
+            raise InvalidInput(
+                f"vectors must have one shape; vectors[0] has {list(vectors[0].shape)}, "
+                f"vectors[{i}] has {list(q.shape)}",
+                code="shape_mismatch",
+                field="vectors",
+            )
+    if weights is None:
+        return (1.0 / len(vectors),) * len(vectors)
+    values = [float(w) for w in weights]
+    if len(values) != len(vectors):
+        raise InvalidInput(
+            f"weights must hold one number per vector, {len(vectors)}; got {len(values)}",
+            code="size_mismatch",
+            field="weights",
+        )
+    if not all(math.isfinite(w) and w >= 0 for w in values) or not any(values):
+        raise InvalidInput(
+            "weights must be finite, not negative, and not all zero",
+            code="invalid_weights",
+            field="weights",
+        )
+    largest = max(values)
+    scaled = [w / largest for w in values]
+    total = math.fsum(scaled)
+    return tuple(w / total for w in scaled)
+
+
+def mean_dtype(vectors: Sequence[QuantizedVector]) -> np.dtype[Any]:
+    """Type of the mean: that of the vectors, or the widest when they differ."""
+    names = {q.dtype for q in vectors}
+    if len(names) == 1:
+        return WIRE_DTYPES[names.pop()]
+    return WIRE_DTYPES["float64" if "float64" in names else "float32"]

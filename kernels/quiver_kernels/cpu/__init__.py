@@ -1,0 +1,1 @@
+"""The CPU backend: Numba kernels that release the GIL, driven chunk by chunk."""

@@ -1,0 +1,349 @@
+"""The CPU backend: checks a vector, then drives the kernels over it chunk by chunk.
+
+A chunk is where 16-bit values are widened, unaligned input is aligned and sums are closed.
+Its size is fixed, so results do not depend on who calls or on how many threads there are.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quiver_kernels.checks import (
+    Range,
+    check_aggregate,
+    check_levels,
+    check_weights,
+    finite_range,
+    mean_dtype,
+)
+from quiver_kernels.cpu import approx, decode, encode, exact
+from quiver_kernels.dtypes import WIRE_DTYPES, levels_dtype, widen, wire_name
+from quiver_kernels.errors import InvalidInput
+from quiver_kernels.options import METHODS, QuantizeOptions
+from quiver_kernels.packing import num_blocks, packed_size
+from quiver_kernels.quantized import QuantizedVector
+from quiver_kernels.rounding import rounding_table
+from quiver_kernels.wire import LevelsResult
+
+CHUNK = 1 << 18
+_NO_WEIGHTS = np.empty(0)
+
+
+class CpuBackend:
+    """Numba kernels on one thread per call; calls may run side by side."""
+
+    name = "cpu"
+
+    def solve_levels(
+        self, x: NDArray[Any], options: QuantizeOptions, weights: NDArray[Any] | None
+    ) -> NDArray[Any]:
+        """See `dispatch.Backend`."""
+        bounds = finite_range(x)
+        return self._solve(x, bounds, options, check_weights(x, weights))
+
+    def levels(
+        self, x: NDArray[Any], options: QuantizeOptions, weights: NDArray[Any] | None
+    ) -> LevelsResult:
+        """See `dispatch.Backend`."""
+        bounds = finite_range(x)
+        flat_weights = check_weights(x, weights)
+        levels = self._solve(x, bounds, options, flat_weights)
+        block = _block_size(x, options)
+        error, plain, norm = _errors(x, bounds, np.atleast_2d(levels), block, flat_weights)
+        return LevelsResult(
+            levels=levels,
+            num_levels=options.num_levels,
+            method=options.method,
+            expected_mse=error / x.size,
+            vnmse=_ratio(plain, norm),
+            device=self.name,
+        )
+
+    def quantize(
+        self, x: NDArray[Any], options: QuantizeOptions, weights: NDArray[Any] | None
+    ) -> QuantizedVector:
+        """See `dispatch.Backend`."""
+        options = options.with_seed()
+        assert options.seed is not None  # with_seed gives one
+        begun = time.perf_counter()
+        bounds = finite_range(x)
+        levels = self._solve(x, bounds, options, check_weights(x, weights))
+        solved = time.perf_counter()
+        codes, error, norm = _encode(x, bounds, options, np.atleast_2d(levels), options.seed)
+        done = time.perf_counter()
+        return QuantizedVector(
+            method=options.method,
+            bits=options.bits,
+            num_levels=options.num_levels,
+            shape=x.shape,
+            dtype=wire_name(x.dtype),
+            block_size=options.block_size,
+            seed=options.seed,
+            levels=levels,
+            codes=codes,
+            vnmse=_ratio(error, norm),
+            device=self.name,
+            timings_ms={
+                "levels": round(1e3 * (solved - begun), 3),
+                "encode": round(1e3 * (done - solved), 3),
+            },
+        )
+
+    def expected_mse(
+        self, x: NDArray[Any], levels: NDArray[Any], weights: NDArray[Any] | None
+    ) -> float:
+        """See `dispatch.Backend`."""
+        bounds = finite_range(x)
+        table = check_levels(levels, bounds)[np.newaxis, :]
+        return _errors(x, bounds, table, x.size, check_weights(x, weights))[0] / x.size
+
+    def dequantize(self, q: QuantizedVector) -> NDArray[Any]:
+        """See `dispatch.Backend`."""
+        dtype = WIRE_DTYPES[q.dtype]
+        # Entries are moved as bits, so that bfloat16, unknown to Numba, needs no kernel of its own.
+        raw = np.dtype(f"u{dtype.itemsize}")
+        tables = np.atleast_2d(q.levels).astype(dtype).view(raw)
+        out = np.empty(q.size, dtype=dtype)
+        block = q.block_size or q.size
+        largest = 0
+        for start in range(0, q.size, CHUNK):
+            stop = min(start + CHUNK, q.size)
+            found = decode.decode_range(
+                _frozen(q.codes), q.bits, block, _frozen(tables), start, stop, out.view(raw)[start:stop]
+            )
+            largest = max(largest, found)
+        _check_codes(q, largest)
+        return out.reshape(q.shape)
+
+    def aggregate(
+        self, vectors: Sequence[QuantizedVector], weights: Sequence[float] | None
+    ) -> NDArray[Any]:
+        """See `dispatch.Backend`."""
+        shares = check_aggregate(vectors, weights)
+        out = np.empty(vectors[0].size, dtype=mean_dtype(vectors))
+        tables = [_frozen(np.atleast_2d(q.levels).astype(np.float64)) for q in vectors]
+        largest = [0] * len(vectors)
+        for start in range(0, out.size, CHUNK):
+            stop = min(start + CHUNK, out.size)
+            total = np.zeros(stop - start)
+            for i, (q, table, share) in enumerate(zip(vectors, tables, shares, strict=True)):
+                found = decode.add_range(
+                    _frozen(q.codes), q.bits, q.block_size or q.size, table, share, start, stop, total
+                )
+                largest[i] = max(largest[i], found)
+            out[start:stop] = total
+        for q, found in zip(vectors, largest, strict=True):
+            _check_codes(q, found)
+        return out.reshape(vectors[0].shape)
+
+    def warm_up(self) -> None:
+        """See `dispatch.Backend`."""
+        for dtype in WIRE_DTYPES.values():
+            x = np.linspace(-1.0, 2.0, 64).astype(dtype)
+            for method in METHODS:
+                options = QuantizeOptions.create(bits=2, method=method, seed=1)
+                q = self.quantize(x, options, None)
+            self.levels(x, QuantizeOptions.create(bits=2, method="approx"), np.ones(64))
+            self.quantize(x, QuantizeOptions.create(bits=2, method="approx", block_size=8), None)
+            self.dequantize(q)
+            self.aggregate([q], None)
+
+    def _solve(
+        self,
+        x: NDArray[Any],
+        bounds: Range,
+        options: QuantizeOptions,
+        weights: NDArray[np.float64],
+    ) -> NDArray[Any]:
+        name = wire_name(x.dtype)
+        if options.block_size is None:
+            table = _whole_levels(x.reshape(-1), bounds, options, weights)[np.newaxis, :]
+        else:
+            table = _block_levels(x.reshape(-1), options, weights)
+        # Levels must be values of the vector's own type: decoding is then exact, and unbiased.
+        snapped = table.astype(WIRE_DTYPES[name]).astype(levels_dtype(name))
+        return snapped[0] if options.block_size is None else snapped
+
+
+def _whole_levels(
+    flat: NDArray[Any], bounds: Range, options: QuantizeOptions, weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    levels = np.empty(options.num_levels)
+    if options.method in ("exact", "accelerated"):
+        _solve_sorted(flat[np.newaxis, :], weights[np.newaxis, :], options, levels[np.newaxis, :])
+        return levels
+    count = 0
+    for _, part in _chunks(flat):
+        count = approx.few_distinct(part, levels, count)
+        if count < 0:
+            break
+    if count > 0:
+        levels[count:] = levels[count - 1]
+    elif options.method == "uniform":
+        levels[:] = _uniform(bounds, options.num_levels)
+    else:
+        mass, distance = np.zeros(options.bins), np.zeros(options.bins)
+        for start, part in _chunks(flat):
+            approx.add_to_histogram(
+                part, _slice(weights, start, part.size), bounds.low, bounds.high, mass, distance
+            )
+        approx.solve_grid(mass, distance, bounds.low, bounds.high, levels)
+    return levels
+
+
+def _block_levels(
+    flat: NDArray[Any], options: QuantizeOptions, weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    assert options.block_size is not None
+    levels = np.empty((num_blocks(flat.size, options.block_size), options.num_levels))
+    for start, rows in _block_rows(flat, options.block_size):
+        first = start // options.block_size
+        out = levels[first : first + len(rows)]
+        row_weights = _slice(weights, start, rows.size).reshape(len(rows), -1)
+        if options.method in ("exact", "accelerated"):
+            _solve_sorted(rows, row_weights, options, out)
+        elif options.method == "uniform":
+            for row, target in zip(rows, out, strict=True):
+                target[:] = _uniform(Range(float(row.min()), float(row.max())), out.shape[1])
+        else:
+            approx.solve_grid_rows(_frozen(rows), _frozen(row_weights), options.bins, out)
+    return levels
+
+
+def _solve_sorted(
+    rows: NDArray[Any],
+    weights: NDArray[np.float64],
+    options: QuantizeOptions,
+    levels: NDArray[np.float64],
+) -> None:
+    accelerated = options.method == "accelerated"
+    if weights.size:
+        order = np.argsort(rows, axis=1, kind="stable")
+        ordered = np.take_along_axis(rows, order, axis=1)
+        weights = np.take_along_axis(weights, order, axis=1)
+    else:
+        # Sorting before widening to float64 is twice as fast.
+        ordered = np.sort(widen(rows), axis=1)
+    exact.solve_rows(
+        _frozen(ordered.astype(np.float64)), _frozen(weights), accelerated, levels
+    )
+
+
+def _uniform(bounds: Range, num_levels: int) -> NDArray[np.float64]:
+    t = np.linspace(0.0, 1.0, num_levels)
+    return bounds.low * (1.0 - t) + bounds.high * t
+
+
+def _encode(
+    x: NDArray[Any], bounds: Range, options: QuantizeOptions, levels: NDArray[Any], seed: int
+) -> tuple[NDArray[np.uint8], float, float]:
+    table = rounding_table(levels)
+    flat = x.reshape(-1)
+    block = _block_size(x, options)
+    packed = np.empty(packed_size(x.size, options.bits, options.block_size), np.uint8)
+    errors: list[float] = []
+    norms: list[float] = []
+    stride = (block * options.bits + 7) // 8
+    for start, part in _block_chunks(flat, block):
+        rows = slice(start // block, -(-(start + part.size) // block))
+        values = part if table.narrow else part.astype(np.float64)
+        place = (start // block) * stride + (start % block) * options.bits // 8
+        sums = np.empty((rows.stop - rows.start, 2))
+        encode.encode_blocks(
+            _frozen(values),
+            min(block, values.size),
+            start,
+            _frozen(table.levels[rows]),
+            _frozen(table.inverse[rows]),
+            _frozen(table.scale[rows]),
+            options.bits,
+            np.uint64(seed),
+            bounds.unit,
+            packed[place:],
+            sums,
+        )
+        errors.extend(sums[:, 0].tolist())
+        norms.extend(sums[:, 1].tolist())
+    return packed, math.fsum(errors), math.fsum(norms)
+
+
+def _errors(
+    x: NDArray[Any],
+    bounds: Range,
+    levels: NDArray[Any],
+    block: int,
+    weights: NDArray[np.float64],
+) -> tuple[float, float, float]:
+    """Weighted and plain expected squared error, and squared norm; the first in true units."""
+    weighted: list[float] = []
+    plain: list[float] = []
+    norms: list[float] = []
+    for start, part in _block_chunks(x.reshape(-1), block):
+        for offset in range(0, part.size, block):
+            run = part[offset : offset + block]
+            table = _frozen(levels[(start + offset) // block].astype(np.float64))
+            error, norm = decode.sum_errors(run, table, _frozen(_NO_WEIGHTS), bounds.unit)
+            plain.append(error)
+            norms.append(norm)
+            if weights.size:
+                run_weights = _frozen(_slice(weights, start + offset, run.size))
+                weighted.append(decode.sum_errors(run, table, run_weights, bounds.unit)[0])
+    total = math.fsum(weighted) if weights.size else math.fsum(plain)
+    return total / bounds.unit / bounds.unit, math.fsum(plain), math.fsum(norms)
+
+
+def _chunks(flat: NDArray[Any], size: int = CHUNK) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Offsets and pieces of `flat`: native float32 or float64, aligned, read-only."""
+    for start in range(0, flat.size, size):
+        yield start, _frozen(np.require(widen(flat[start : start + size]), requirements="A"))
+
+
+def _block_chunks(flat: NDArray[Any], block: int) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Chunks of whole blocks; a block larger than a chunk is continued in the next."""
+    return _chunks(flat, CHUNK if block >= CHUNK else CHUNK // block * block)
+
+
+def _block_rows(flat: NDArray[Any], block: int) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Whole blocks as rows, some at a time, and last a shorter one if there is a rest."""
+    whole = flat.size // block * block
+    step = max(1, CHUNK // block) * block
+    for start in range(0, whole, step):
+        part = np.require(widen(flat[start : min(start + step, whole)]), requirements="A")
+        yield start, part.reshape(-1, block)
+    if whole < flat.size:
+        yield whole, np.require(widen(flat[whole:]), requirements="A").reshape(1, -1)
+
+
+def _frozen(array: NDArray[Any]) -> NDArray[Any]:
+    """A read-only view: one array type, hence one compiled variant, for every caller."""
+    view = np.ascontiguousarray(array).view()
+    view.flags.writeable = False
+    return view
+
+
+def _slice(weights: NDArray[np.float64], start: int, size: int) -> NDArray[np.float64]:
+    return _frozen(weights[start : start + size] if weights.size else _NO_WEIGHTS)
+
+
+def _block_size(x: NDArray[Any], options: QuantizeOptions) -> int:
+    return x.size if options.block_size is None else min(options.block_size, x.size)
+
+
+def _ratio(error: float, norm: float) -> float:
+    """Error over norm; 0 for a vector of zeros, whose error is 0 too."""
+    return max(error, 0.0) / norm if norm > 0 else 0.0
+
+
+def _check_codes(q: QuantizedVector, largest: int) -> None:
+    if largest >= q.num_levels:
+        raise InvalidInput(
+            f"codes must be below num_levels={q.num_levels}; got {largest}",
+            code="invalid_codes",
+            field="codes",
+        )

@@ -1,0 +1,122 @@
+"""Unbiased codes: look up the interval, round by the element's random word, pack.
+
+Each tile of values goes through one short loop per stage, so that the compiler can
+vectorise every stage by itself. The rule is `quiver_kernels.rounding`'s.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from quiver_kernels.cpu.compile import kernel
+from quiver_kernels.cpu.philox import fill_random
+
+TILE = 512
+# Up to this many levels, counting "x >= level" over all levels beats a binary search.
+_COUNTED_LEVELS = 32
+_TWO_32 = 4294967296.0
+
+
+@kernel
+def encode_blocks(  # type: ignore[no-untyped-def]
+    x, block_size, first_index, levels, inverse, scale, bits, seed, unit, packed, sums
+):
+    """Encode consecutive blocks.
+
+    Parameters
+    ----------
+    x
+        float32 (narrow) or float64 (wide), the values of whole blocks; the last may be short.
+    block_size
+        Values per block.
+    first_index
+        Index of x[0] in the vector, for the random numbers; a multiple of 8 if a block
+        is continued.
+    levels, inverse, scale
+        Rows of a `RoundingTable`, one per block.
+    bits, seed
+        Bits per code; key of the random numbers.
+    unit
+        Power of two that keeps squares of the values within float64.
+    packed
+        Out: the bytes of these blocks, each starting on a byte.
+    sums
+        Out: sums[b] = (expected squared error, squared norm) of block b, in squared units.
+    """
+    codes = np.empty(TILE, np.uint8)
+    words = np.empty(TILE + 8, np.uint32)
+    stride = (block_size * bits + 7) // 8
+    for b in range(levels.shape[0]):
+        start = b * block_size
+        stop = min(start + block_size, x.size)
+        error, norm = 0.0, 0.0
+        for tile in range(start, stop, TILE):
+            end = min(tile + TILE, stop)
+            index = first_index + tile
+            skip = index % 4
+            count = end - tile
+            fill_random(seed, index // 4, words[: (skip + count + 3) // 4 * 4])
+            e, n = _encode_tile(
+                x[tile:end], levels[b], inverse[b], scale[b], words[skip : skip + count], unit, codes
+            )
+            error += e
+            norm += n
+            _pack(codes, count, bits, packed, b * stride + (tile - start) * bits // 8)
+        sums[b, 0] = error
+        sums[b, 1] = norm
+
+
+@kernel
+def _encode_tile(x, levels, inverse, scale, words, unit, codes):  # type: ignore[no-untyped-def]
+    s = levels.size
+    count = x.size
+    if s <= _COUNTED_LEVELS:
+        for i in range(count):
+            codes[i] = 0
+        for k in range(1, s - 1):
+            level = levels[k]
+            for i in range(count):
+                codes[i] += np.uint8(x[i] >= level)
+    else:
+        for i in range(count):
+            low, size = 0, s - 1
+            while size > 1:
+                half = size // 2
+                low = low + half if x[i] >= levels[low + half] else low
+                size -= half
+            codes[i] = low
+
+    error, norm = 0.0, 0.0
+    wide = scale.size > 0
+    for i in range(count):
+        k = codes[i]
+        value, below, above = x[i], levels[k], levels[k + 1]
+        if wide:
+            p = (value * scale[k] - below * scale[k]) * inverse[k]
+        else:
+            p = (value - below) * inverse[k]
+        threshold = np.int64(p * np.float32(_TWO_32)) if not wide else np.int64(p * _TWO_32)
+        up = (np.int64(words[i]) < threshold) | (value >= above)
+        codes[i] = k + np.uint8(up)
+        v = np.float64(value) * unit
+        error += (np.float64(above) * unit - v) * (v - np.float64(below) * unit)
+        norm += v * v
+    return error, norm
+
+
+@kernel
+def _pack(codes, count, bits, packed, place):  # type: ignore[no-untyped-def]
+    whole = count // 8
+    for g in range(whole):
+        word = np.uint64(0)
+        for i in range(8):
+            word |= np.uint64(codes[8 * g + i]) << np.uint64(i * bits)
+        for i in range(bits):
+            packed[place + g * bits + i] = np.uint8(word >> np.uint64(8 * i))
+    rest = count - 8 * whole
+    if rest > 0:
+        word = np.uint64(0)
+        for i in range(rest):
+            word |= np.uint64(codes[8 * whole + i]) << np.uint64(i * bits)
+        for i in range((rest * bits + 7) // 8):
+            packed[place + whole * bits + i] = np.uint8(word >> np.uint64(8 * i))
