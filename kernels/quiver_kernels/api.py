@@ -175,7 +175,9 @@ def as_vector(x: ArrayLike, field: str = "x") -> NDArray[Any]:
     try:
         array = np.asarray(x)
     except ValueError as error:
-        raise InvalidInput(f"{field} is not an array: {error}", code="invalid_type", field=field) from None
+        raise InvalidInput(
+            f"{field} is not an array: {error}", code="invalid_type", field=field
+        ) from None
     if array.dtype.kind in "iub":
         return array.astype(np.float64)
     return array

@@ -167,7 +167,9 @@ def schema_error(error: msgspec.ValidationError) -> InvalidInput:
 
 def from_message(m: QuantizedMessage, where: str = "") -> QuantizedVector:
     """Check every value of `m` against the others; `where` prefixes field names in errors."""
-    _require(m.v == WIRE_VERSION, f"{where}v", f"must be {WIRE_VERSION}", m.v, "unsupported_version")
+    _require(
+        m.v == WIRE_VERSION, f"{where}v", f"must be {WIRE_VERSION}", m.v, "unsupported_version"
+    )
     _check_ranges(m, where)
     shape = check_shape(m.shape, f"{where}shape")
     size = math.prod(shape)
@@ -274,8 +276,6 @@ def _codes(m: QuantizedMessage, size: int, where: str) -> NDArray[np.uint8]:
     return np.frombuffer(m.codes, dtype=np.uint8)
 
 
-def _require(
-    holds: bool, name: str, limit: str, got: object, code: str = "invalid_option"
-) -> None:
+def _require(holds: bool, name: str, limit: str, got: object, code: str = "invalid_option") -> None:
     if not holds:
         raise InvalidInput(f"{name} {limit}; got {got}", code=code, field=name)

@@ -212,8 +212,7 @@ def _quantize_request(message: _QuantizeMessage) -> QuantizeRequest:
     weights = None if message.weights is None else _array(message.weights, "weights")
     if weights is not None and weights.shape != vector.shape:
         raise InvalidInput(
-            f"weights must have the vector's shape {list(vector.shape)}; "
-            f"got {list(weights.shape)}",
+            f"weights must have the vector's shape {list(vector.shape)}; got {list(weights.shape)}",
             code="shape_mismatch",
             field="weights",
         )

@@ -75,21 +75,6 @@ def _edge(index, count, low, high):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def solve_grid_rows(rows, weights, bins, levels):  # type: ignore[no-untyped-def]
-    """`solve_grid` for every row of `rows`, shape (r, n), unsorted; weights (r, n) or (r, 0)."""
-    mass, distance = np.empty(bins), np.empty(bins)
-    for row in range(rows.shape[0]):
-        low, high = np.float64(rows[row].min()), np.float64(rows[row].max())
-        mass[:] = 0.0
-        distance[:] = 0.0
-        if high > low:
-            add_to_histogram(rows[row], weights[row], low, high, mass, distance)
-            solve_grid(mass, distance, low, high, levels[row])
-        else:
-            levels[row, :] = low
-
-
-@kernel
 def few_distinct(x, found, count):  # type: ignore[no-untyped-def]
     """Merge the distinct values of `x` into the ascending found[:count].
 
@@ -122,3 +107,27 @@ def few_distinct(x, found, count):  # type: ignore[no-untyped-def]
         found[low] = value
         count += 1
     return count
+
+
+@kernel
+def solve_grid_rows(rows, weights, bins, levels):  # type: ignore[no-untyped-def]
+    """Levels of every row of `rows`, shape (r, n), unsorted; weights (r, n) or (r, 0).
+
+    With `bins` the levels are optimal on a grid of so many cells; with 0 they are equal steps.
+    """
+    mass, distance = np.empty(bins), np.empty(bins)
+    num_levels = levels.shape[1]
+    for row in range(rows.shape[0]):
+        count = few_distinct(rows[row], levels[row], 0)
+        if count > 0:
+            levels[row, count:] = levels[row, count - 1]
+            continue
+        low, high = np.float64(rows[row].min()), np.float64(rows[row].max())
+        if bins == 0:
+            for i in range(num_levels):
+                levels[row, i] = _edge(i, num_levels - 1, low, high)
+            continue
+        mass[:] = 0.0
+        distance[:] = 0.0
+        add_to_histogram(rows[row], weights[row], low, high, mass, distance)
+        solve_grid(mass, distance, low, high, levels[row])

@@ -115,7 +115,13 @@ class CpuBackend:
         for start in range(0, q.size, CHUNK):
             stop = min(start + CHUNK, q.size)
             found = decode.decode_range(
-                _frozen(q.codes), q.bits, block, _frozen(tables), start, stop, out.view(raw)[start:stop]
+                _frozen(q.codes),
+                q.bits,
+                block,
+                _frozen(tables),
+                start,
+                stop,
+                out.view(raw)[start:stop],
             )
             largest = max(largest, found)
         _check_codes(q, largest)
@@ -134,7 +140,14 @@ class CpuBackend:
             total = np.zeros(stop - start)
             for i, (q, table, share) in enumerate(zip(vectors, tables, shares, strict=True)):
                 found = decode.add_range(
-                    _frozen(q.codes), q.bits, q.block_size or q.size, table, share, start, stop, total
+                    _frozen(q.codes),
+                    q.bits,
+                    q.block_size or q.size,
+                    table,
+                    share,
+                    start,
+                    stop,
+                    total,
                 )
                 largest[i] = max(largest[i], found)
             out[start:stop] = total
@@ -208,11 +221,9 @@ def _block_levels(
         row_weights = _slice(weights, start, rows.size).reshape(len(rows), -1)
         if options.method in ("exact", "accelerated"):
             _solve_sorted(rows, row_weights, options, out)
-        elif options.method == "uniform":
-            for row, target in zip(rows, out, strict=True):
-                target[:] = _uniform(Range(float(row.min()), float(row.max())), out.shape[1])
         else:
-            approx.solve_grid_rows(_frozen(rows), _frozen(row_weights), options.bins, out)
+            bins = 0 if options.method == "uniform" else options.bins
+            approx.solve_grid_rows(_frozen(rows), _frozen(row_weights), bins, out)
     return levels
 
 
@@ -230,13 +241,11 @@ def _solve_sorted(
     else:
         # Sorting before widening to float64 is twice as fast.
         ordered = np.sort(widen(rows), axis=1)
-    exact.solve_rows(
-        _frozen(ordered.astype(np.float64)), _frozen(weights), accelerated, levels
-    )
+    exact.solve_rows(_frozen(ordered.astype(np.float64)), _frozen(weights), accelerated, levels)
 
 
 def _uniform(bounds: Range, num_levels: int) -> NDArray[np.float64]:
-    t = np.linspace(0.0, 1.0, num_levels)
+    t = np.arange(num_levels) / (num_levels - 1)
     return bounds.low * (1.0 - t) + bounds.high * t
 
 

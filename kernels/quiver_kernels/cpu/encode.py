@@ -57,7 +57,13 @@ def encode_blocks(  # type: ignore[no-untyped-def]
             count = end - tile
             fill_random(seed, index // 4, words[: (skip + count + 3) // 4 * 4])
             e, n = _encode_tile(
-                x[tile:end], levels[b], inverse[b], scale[b], words[skip : skip + count], unit, codes
+                x[tile:end],
+                levels[b],
+                inverse[b],
+                scale[b],
+                words[skip : skip + count],
+                unit,
+                codes,
             )
             error += e
             norm += n

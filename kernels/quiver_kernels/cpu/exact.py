@@ -53,13 +53,25 @@ def solve_rows(rows, weights, accelerated, levels):  # type: ignore[no-untyped-d
             levels[row, 0], levels[row, 1] = values[0], values[count - 1]
             continue
         build_curve(
-            values[:count], merged[:count], x[:count], slope[:count], area[:count],
-            first[:count], last[:count],
+            values[:count],
+            merged[:count],
+            x[:count],
+            slope[:count],
+            area[:count],
+            first[:count],
+            last[:count],
         )
         unit_weights = weights.shape[1] == 0 and count == n
         best_path(
-            x[:count], slope[:count], area[:count], first[:count], last[:count],
-            num_levels, accelerated, unit_weights, path,
+            x[:count],
+            slope[:count],
+            area[:count],
+            first[:count],
+            last[:count],
+            num_levels,
+            accelerated,
+            unit_weights,
+            path,
         )
         for i in range(num_levels):
             chosen[i] = values[path[i]]

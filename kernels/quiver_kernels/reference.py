@@ -1,0 +1,265 @@
+"""Every operation once more in plain NumPy: slow, obvious, the oracle of the tests.
+
+It is also a backend: where Numba is not installed, decoding, aggregation and expected
+errors run here, at a few nanoseconds per value. Level solving is O(s n^2) and only for
+small vectors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quiver_kernels.checks import (
+    Range,
+    check_aggregate,
+    check_levels,
+    check_weights,
+    finite_range,
+    mean_dtype,
+)
+from quiver_kernels.dtypes import WIRE_DTYPES, levels_dtype, widen, wire_name
+from quiver_kernels.errors import InvalidInput
+from quiver_kernels.options import QuantizeOptions
+from quiver_kernels.packing import pack_codes, unpack_codes
+from quiver_kernels.quantized import QuantizedVector
+from quiver_kernels.rng import random_words
+from quiver_kernels.rounding import rounding_table
+from quiver_kernels.wire import LevelsResult
+
+_MAX_CANDIDATES = 4096
+
+
+def squared_errors(x: NDArray[np.float64], levels: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Expected squared rounding error of each value: (b - x)(x - a), neighbours a <= x <= b."""
+    k = interval_of(x, levels)
+    return (levels[k + 1] - x) * (x - levels[k])
+
+
+def interval_of(x: NDArray[Any], levels: NDArray[Any]) -> NDArray[np.int64]:
+    """Index k of the last level at or below x, at most s - 2."""
+    return np.clip(np.searchsorted(levels, x, side="right") - 1, 0, levels.size - 2)
+
+
+def best_of_candidates(
+    x: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    candidates: NDArray[np.float64],
+    num_levels: int,
+) -> NDArray[np.float64]:
+    """The best `num_levels` of ascending `candidates` that include both ends; O(s m^2 + m n).
+
+    The layered dynamic programme of the paper's section 3 on the full cost matrix, each
+    entry summed directly over the data.
+    """
+    m = candidates.size
+    if m > _MAX_CANDIDATES:
+        raise InvalidInput(
+            f"the reference solver takes at most {_MAX_CANDIDATES} candidates; got {m}",
+            code="too_many_elements",
+            field="vector",
+        )
+    cost = np.full((m, m), np.inf)
+    for a in range(m):
+        for b in range(a + 1, m):
+            inside = (x > candidates[a]) & (x < candidates[b])
+            part = x[inside]
+            cost[a, b] = np.sum(weights[inside] * ((candidates[b] - part) * (part - candidates[a])))
+    best = cost[0].copy()
+    choices = []
+    for _ in range(num_levels - 2):
+        total = best[:, np.newaxis] + cost
+        choices.append(np.argmin(total, axis=0))
+        best = np.min(total, axis=0)
+    path = [m - 1]
+    for choice in reversed(choices):
+        path.append(int(choice[path[-1]]))
+    path.append(0)
+    return candidates[path[::-1]]
+
+
+def levels_of(
+    x: NDArray[np.float64], weights: NDArray[np.float64], options: QuantizeOptions
+) -> NDArray[np.float64]:
+    """Levels of one table, float64, shape (s,), by any method."""
+    s = options.num_levels
+    distinct = np.unique(x)
+    if distinct.size <= s:
+        return np.concatenate([distinct, np.full(s - distinct.size, distinct[-1])])
+    bounds = Range(float(distinct[0]), float(distinct[-1]))
+    scaled, unit = x * bounds.unit, bounds.unit
+    if options.method in ("exact", "accelerated"):
+        return best_of_candidates(scaled, weights, distinct * unit, s) / unit
+    if options.method == "uniform":
+        return _steps(bounds, s - 1)
+    edges = _steps(bounds, options.bins)
+    if s == 2 or edges.size <= s:
+        chosen = edges if s > 2 else edges[[0, -1]]
+        return np.concatenate([chosen, np.full(s - chosen.size, bounds.high)])
+    return best_of_candidates(scaled, weights, edges * unit, s) / unit
+
+
+def round_codes(
+    x: NDArray[Any], levels: NDArray[Any], seed: int, first_index: int = 0
+) -> NDArray[np.uint8]:
+    """Unbiased codes of `x` for one table, by the rule of `quiver_kernels.rounding`."""
+    table = rounding_table(levels[np.newaxis, :])
+    values = x.astype(table.levels.dtype)
+    row, inverse = table.levels[0], table.inverse[0]
+    k = interval_of(values, row)
+    if table.narrow:
+        p = (values - row[k]) * inverse[k]
+    else:
+        scale = table.scale[0][k]
+        p = (values * scale - row[k] * scale) * inverse[k]
+    threshold = (p * p.dtype.type(2.0**32)).astype(np.int64)
+    words = random_words(seed, first_index, x.size).astype(np.int64)
+    up = (words < threshold) | (values >= row[k + 1])
+    return (k + up).astype(np.uint8)
+
+
+class ReferenceBackend:
+    """The same operations as any backend, without Numba."""
+
+    name = "reference"
+
+    def solve_levels(
+        self, x: NDArray[Any], options: QuantizeOptions, weights: NDArray[Any] | None
+    ) -> NDArray[Any]:
+        """See `dispatch.Backend`; O(s n^2) per table."""
+        finite_range(x)
+        flat = widen(x).astype(np.float64).reshape(-1)
+        given = check_weights(x, weights)
+        flat_weights = given if given.size else np.ones(flat.size)
+        block = options.block_size or flat.size
+        rows = [
+            levels_of(flat[i : i + block], flat_weights[i : i + block], options)
+            for i in range(0, flat.size, block)
+        ]
+        name = wire_name(x.dtype)
+        table = np.stack(rows).astype(WIRE_DTYPES[name]).astype(levels_dtype(name))
+        return table[0] if options.block_size is None else table
+
+    def levels(
+        self, x: NDArray[Any], options: QuantizeOptions, weights: NDArray[Any] | None
+    ) -> LevelsResult:
+        """See `dispatch.Backend`."""
+        levels = self.solve_levels(x, options, weights)
+        given = check_weights(x, weights)
+        error, norm = self._error_and_norm(x, levels, options.block_size, None)
+        weighted, _ = self._error_and_norm(
+            x, levels, options.block_size, given if given.size else None
+        )
+        unit = finite_range(x).unit
+        return LevelsResult(
+            levels=levels,
+            num_levels=options.num_levels,
+            method=options.method,
+            expected_mse=weighted / unit / unit / x.size,
+            vnmse=error / norm if norm else 0.0,
+            device=self.name,
+        )
+
+    def quantize(
+        self, x: NDArray[Any], options: QuantizeOptions, weights: NDArray[Any] | None
+    ) -> QuantizedVector:
+        """See `dispatch.Backend`; O(s n^2) per table."""
+        options = options.with_seed()
+        assert options.seed is not None  # with_seed gives one
+        levels = self.solve_levels(x, options, weights)
+        flat = widen(x).reshape(-1)
+        block = options.block_size or flat.size
+        tables = np.atleast_2d(levels)
+        codes = np.concatenate(
+            [
+                round_codes(flat[i : i + block], tables[i // block], options.seed, i)
+                for i in range(0, flat.size, block)
+            ]
+        )
+        error, norm = self._error_and_norm(x, levels, options.block_size, None)
+        return QuantizedVector(
+            method=options.method,
+            bits=options.bits,
+            num_levels=options.num_levels,
+            shape=x.shape,
+            dtype=wire_name(x.dtype),
+            block_size=options.block_size,
+            seed=options.seed,
+            levels=levels,
+            codes=pack_codes(codes, options.bits, options.block_size),
+            vnmse=error / norm if norm else 0.0,
+            device=self.name,
+        )
+
+    def expected_mse(
+        self, x: NDArray[Any], levels: NDArray[Any], weights: NDArray[Any] | None
+    ) -> float:
+        """See `dispatch.Backend`."""
+        bounds = finite_range(x)
+        table = check_levels(levels, bounds)
+        given = check_weights(x, weights)
+        error, _ = self._error_and_norm(x, table, None, given if given.size else None)
+        return error / bounds.unit / bounds.unit / x.size
+
+    def dequantize(self, q: QuantizedVector) -> NDArray[Any]:
+        """See `dispatch.Backend`."""
+        return _decoded(q, WIRE_DTYPES[q.dtype]).reshape(q.shape)
+
+    def aggregate(
+        self, vectors: Sequence[QuantizedVector], weights: Sequence[float] | None
+    ) -> NDArray[Any]:
+        """See `dispatch.Backend`."""
+        shares = check_aggregate(vectors, weights)
+        total = np.zeros(vectors[0].size)
+        for q, share in zip(vectors, shares, strict=True):
+            total += share * _decoded(q, np.dtype(np.float64))
+        return total.astype(mean_dtype(vectors)).reshape(vectors[0].shape)
+
+    def warm_up(self) -> None:
+        """Nothing to compile."""
+
+    def _error_and_norm(
+        self,
+        x: NDArray[Any],
+        levels: NDArray[Any],
+        block_size: int | None,
+        weights: NDArray[np.float64] | None,
+    ) -> tuple[float, float]:
+        """Expected squared error and squared norm, in squared units of the vector's range."""
+        unit = finite_range(x).unit
+        flat = widen(x).astype(np.float64).reshape(-1) * unit
+        tables = np.atleast_2d(levels).astype(np.float64) * unit
+        block = block_size or flat.size
+        errors = np.concatenate(
+            [
+                squared_errors(flat[i : i + block], tables[i // block])
+                for i in range(0, flat.size, block)
+            ]
+        )
+        if weights is not None:
+            errors = errors * weights
+        return max(math.fsum(errors.tolist()), 0.0), math.fsum((flat * flat).tolist())
+
+
+def _steps(bounds: Range, count: int) -> NDArray[np.float64]:
+    t = np.arange(count + 1) / count
+    return bounds.low * (1.0 - t) + bounds.high * t
+
+
+def _decoded(q: QuantizedVector, dtype: np.dtype[Any]) -> NDArray[Any]:
+    codes = unpack_codes(q.codes, q.size, q.bits, q.block_size)
+    largest = int(codes.max())
+    if largest >= q.num_levels:
+        raise InvalidInput(
+            f"codes must be below num_levels={q.num_levels}; got {largest}",
+            code="invalid_codes",
+            field="codes",
+        )
+    tables = np.atleast_2d(q.levels).astype(dtype)
+    if q.block_size is None:
+        return tables[0][codes]
+    return tables[np.arange(q.size) // q.block_size, codes]
