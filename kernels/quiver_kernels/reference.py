@@ -119,7 +119,8 @@ def round_codes(
     threshold = (p * p.dtype.type(2.0**32)).astype(np.int64)
     words = random_words(seed, first_index, x.size).astype(np.int64)
     up = (words < threshold) | (values >= row[k + 1])
-    return (k + up).astype(np.uint8)
+    codes: NDArray[np.uint8] = (k + up).astype(np.uint8)
+    return codes
 
 
 class ReferenceBackend:
@@ -259,7 +260,7 @@ def _decoded(q: QuantizedVector, dtype: np.dtype[Any]) -> NDArray[Any]:
             code="invalid_codes",
             field="codes",
         )
-    tables = np.atleast_2d(q.levels).astype(dtype)
-    if q.block_size is None:
-        return tables[0][codes]
-    return tables[np.arange(q.size) // q.block_size, codes]
+    tables: NDArray[Any] = np.atleast_2d(q.levels).astype(dtype)
+    blocks = np.arange(q.size) // (q.block_size or q.size)
+    decoded: NDArray[Any] = tables[blocks, codes]
+    return decoded

@@ -33,7 +33,7 @@ def tensor_fields(array: NDArray[Any], field: str = "vector") -> dict[str, Any]:
 
 def byte_view(flat: NDArray[Any]) -> memoryview:
     """The bytes of a one-dimensional contiguous array, read-only and uncopied."""
-    return memoryview(flat.view(np.uint8)).toreadonly()
+    return flat.view(np.uint8).data.toreadonly()
 
 
 def to_array(message: TensorMessage, field: str = "vector") -> NDArray[Any]:

@@ -1,81 +1,61 @@
 """Apx. QUIVER: optimal levels among the points of a uniform grid, from unsorted data.
 
-One pass gives, per cell, the weight and the weight times distance to the cell's upper edge.
-That is all the area form needs at the edges, so interval costs are those of the true data;
-only the positions of the levels are restricted (paper, section 5). O(d + s m log m).
+Splitting a value's weight between the two grid points around it, in proportion to nearness,
+keeps every interval cost between grid points exact up to a constant: (b - x)(x - a) is
+quadratic in x with the same second derivative whatever a and b. So one pass turns the data
+into weights of grid points, and the problem into a weighted exact one over these: the costs
+are those of the true data, only the positions of levels are restricted (paper, section 5).
 """
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from quiver_kernels.cpu.area import power_of_two_unit
-from quiver_kernels.cpu.compile import kernel
-from quiver_kernels.cpu.exact import write_levels
-from quiver_kernels.cpu.path import best_path
+import numpy as np
+from numpy.typing import NDArray
+
+from quiver_kernels.checks import Range
+from quiver_kernels.cpu.compile import Floats, kernel
+
+
+def grid_points(bounds: Range, count: int) -> Floats:
+    """`count` equally spaced values, exact at both ends even where high - low overflows."""
+    t = np.arange(count) / (count - 1)
+    return bounds.low * (1.0 - t) + bounds.high * t
 
 
 @kernel
-def add_to_histogram(x, weights, low, high, mass, distance):  # type: ignore[no-untyped-def]
-    """Add the values of `x` to the cells between `low` and `high`, in order.
+def add_to_grid(
+    x: NDArray[Any], weights: Floats, low: float, high: float, unit: float, grid: Floats
+) -> None:
+    """Split the weight of every value between the grid points around it, in order; O(d).
 
-    mass[c] grows by the weight of a value in cell c, distance[c] by the weight times its
-    distance to the upper edge, in cell widths. An empty `weights` means ones.
+    Parameters
+    ----------
+    x
+        float32 or float64 values in [low, high].
+    weights
+        One per value, or empty for ones.
+    unit
+        Power of two that keeps differences of values within float64.
+    grid
+        In and out: weights of grid.size >= 2 equally spaced points from `low` to `high`.
     """
-    cells = mass.size
-    unit = power_of_two_unit(low, high)
+    cells = grid.size - 1
     base = low * unit
     per_cell = cells / (high * unit - base)
     weighted = weights.size > 0
     for i in range(x.size):
         place = (np.float64(x[i]) * unit - base) * per_cell
-        c = min(np.int64(place), cells - 1)
-        w = np.float64(weights[i]) if weighted else 1.0
-        mass[c] += w
-        distance[c] += w * max(np.float64(c + 1) - place, 0.0)
+        c = min(int(place), cells - 1)
+        w = weights[i] if weighted else 1.0
+        upper = w * min(place - c, 1.0)
+        grid[c] += w - upper
+        grid[c + 1] += upper
 
 
 @kernel
-def solve_grid(mass, distance, low, high, levels):  # type: ignore[no-untyped-def]
-    """Optimal levels among the edges of a histogram, float64, shape (s,), s >= 2."""
-    cells = mass.size
-    n = cells + 1
-    num_levels = levels.size
-    if num_levels == 2 or n <= num_levels:
-        count = 2 if num_levels == 2 else n
-        for i in range(count):
-            levels[i] = _edge(i, count - 1, low, high)
-        for i in range(count, num_levels):
-            levels[i] = high
-        return
-    x, slope, area = np.empty(n), np.empty(n), np.empty(n)
-    x[0] = slope[0] = area[0] = 0.0
-    for c in range(cells):
-        x[c + 1] = c + 1.0
-        area[c + 1] = area[c] + slope[c] + distance[c]
-        slope[c + 1] = slope[c] + mass[c]
-    # With x[0] = area[0] = 0 the first cost~ is 0; the true costs differ by telescoping terms.
-    first = np.zeros(n)
-    last = np.empty(n)
-    for k in range(n):
-        last[k] = x[cells] * area[k] - x[k] * area[cells]
-    path = np.empty(num_levels, np.int64)
-    best_path(x, slope, area, first, last, num_levels, False, False, path)
-    chosen = np.empty(num_levels)
-    for i in range(num_levels):
-        chosen[i] = _edge(path[i], cells, low, high)
-    write_levels(chosen, num_levels, levels)
-
-
-@kernel
-def _edge(index, count, low, high):  # type: ignore[no-untyped-def]
-    # Interpolated from both ends: exact at both, and high - low may overflow.
-    t = index / count
-    return low * (1.0 - t) + high * t
-
-
-@kernel
-def few_distinct(x, found, count):  # type: ignore[no-untyped-def]
+def few_distinct(x: NDArray[Any], found: Floats, count: int) -> int:
     """Merge the distinct values of `x` into the ascending found[:count].
 
     Returns
@@ -107,27 +87,3 @@ def few_distinct(x, found, count):  # type: ignore[no-untyped-def]
         found[low] = value
         count += 1
     return count
-
-
-@kernel
-def solve_grid_rows(rows, weights, bins, levels):  # type: ignore[no-untyped-def]
-    """Levels of every row of `rows`, shape (r, n), unsorted; weights (r, n) or (r, 0).
-
-    With `bins` the levels are optimal on a grid of so many cells; with 0 they are equal steps.
-    """
-    mass, distance = np.empty(bins), np.empty(bins)
-    num_levels = levels.shape[1]
-    for row in range(rows.shape[0]):
-        count = few_distinct(rows[row], levels[row], 0)
-        if count > 0:
-            levels[row, count:] = levels[row, count - 1]
-            continue
-        low, high = np.float64(rows[row].min()), np.float64(rows[row].max())
-        if bins == 0:
-            for i in range(num_levels):
-                levels[row, i] = _edge(i, num_levels - 1, low, high)
-            continue
-        mass[:] = 0.0
-        distance[:] = 0.0
-        add_to_histogram(rows[row], weights[row], low, high, mass, distance)
-        solve_grid(mass, distance, low, high, levels[row])

@@ -23,6 +23,7 @@ from quiver_kernels.checks import (
     mean_dtype,
 )
 from quiver_kernels.cpu import approx, decode, encode, exact
+from quiver_kernels.cpu.compile import Floats
 from quiver_kernels.dtypes import WIRE_DTYPES, levels_dtype, widen, wire_name
 from quiver_kernels.errors import InvalidInput
 from quiver_kernels.options import METHODS, QuantizeOptions
@@ -172,11 +173,11 @@ class CpuBackend:
         x: NDArray[Any],
         bounds: Range,
         options: QuantizeOptions,
-        weights: NDArray[np.float64],
+        weights: Floats,
     ) -> NDArray[Any]:
         name = wire_name(x.dtype)
         if options.block_size is None:
-            table = _whole_levels(x.reshape(-1), bounds, options, weights)[np.newaxis, :]
+            table = _table_levels(x.reshape(-1), bounds, options, weights)[np.newaxis, :]
         else:
             table = _block_levels(x.reshape(-1), options, weights)
         # Levels must be values of the vector's own type: decoding is then exact, and unbiased.
@@ -184,13 +185,15 @@ class CpuBackend:
         return snapped[0] if options.block_size is None else snapped
 
 
-def _whole_levels(
-    flat: NDArray[Any], bounds: Range, options: QuantizeOptions, weights: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    levels = np.empty(options.num_levels)
+def _table_levels(
+    flat: NDArray[Any], bounds: Range, options: QuantizeOptions, weights: Floats
+) -> Floats:
+    """Levels of one table over all of `flat`."""
     if options.method in ("exact", "accelerated"):
-        _solve_sorted(flat[np.newaxis, :], weights[np.newaxis, :], options, levels[np.newaxis, :])
-        return levels
+        rows, row_weights = _sorted_rows(flat[np.newaxis, :], weights[np.newaxis, :])
+        accelerated = options.method == "accelerated"
+        return exact.solve_row(rows[0], row_weights[0], options.num_levels, accelerated)
+    levels = np.empty(options.num_levels)
     count = 0
     for _, part in _chunks(flat):
         count = approx.few_distinct(part, levels, count)
@@ -198,42 +201,38 @@ def _whole_levels(
             break
     if count > 0:
         levels[count:] = levels[count - 1]
-    elif options.method == "uniform":
-        levels[:] = _uniform(bounds, options.num_levels)
-    else:
-        mass, distance = np.zeros(options.bins), np.zeros(options.bins)
-        for start, part in _chunks(flat):
-            approx.add_to_histogram(
-                part, _slice(weights, start, part.size), bounds.low, bounds.high, mass, distance
-            )
-        approx.solve_grid(mass, distance, bounds.low, bounds.high, levels)
-    return levels
+        return levels
+    if options.method == "uniform":
+        return approx.grid_points(bounds, options.num_levels)
+    grid = np.zeros(options.bins + 1)
+    for start, part in _chunks(flat):
+        part_weights = _slice(weights, start, part.size)
+        approx.add_to_grid(part, part_weights, bounds.low, bounds.high, bounds.unit, grid)
+    points = np.arange(grid.size, dtype=np.float64)
+    chosen = exact.solve_row(points, grid, options.num_levels, accelerated=False)
+    return approx.grid_points(bounds, grid.size)[chosen.astype(np.int64)]
 
 
-def _block_levels(
-    flat: NDArray[Any], options: QuantizeOptions, weights: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _block_levels(flat: NDArray[Any], options: QuantizeOptions, weights: Floats) -> Floats:
+    """Levels of every block: shape (blocks, s)."""
     assert options.block_size is not None
     levels = np.empty((num_blocks(flat.size, options.block_size), options.num_levels))
     for start, rows in _block_rows(flat, options.block_size):
         first = start // options.block_size
         out = levels[first : first + len(rows)]
         row_weights = _slice(weights, start, rows.size).reshape(len(rows), -1)
-        if options.method in ("exact", "accelerated"):
-            _solve_sorted(rows, row_weights, options, out)
-        else:
-            bins = 0 if options.method == "uniform" else options.bins
-            approx.solve_grid_rows(_frozen(rows), _frozen(row_weights), bins, out)
+        if options.method in ("exact", "accelerated") and rows.shape[1] <= exact.SMALL:
+            ordered = _sorted_rows(rows, row_weights)
+            exact.solve_small_rows(*ordered, options.method == "accelerated", out)
+            continue
+        for row, row_weight, target in zip(rows, row_weights, out, strict=True):
+            bounds = Range(float(row.min()), float(row.max()))
+            target[:] = _table_levels(row, bounds, options, row_weight)
     return levels
 
 
-def _solve_sorted(
-    rows: NDArray[Any],
-    weights: NDArray[np.float64],
-    options: QuantizeOptions,
-    levels: NDArray[np.float64],
-) -> None:
-    accelerated = options.method == "accelerated"
+def _sorted_rows(rows: NDArray[Any], weights: Floats) -> tuple[Floats, Floats]:
+    """Every row ascending, as float64, with its weights in the same order."""
     if weights.size:
         order = np.argsort(rows, axis=1, kind="stable")
         ordered = np.take_along_axis(rows, order, axis=1)
@@ -241,12 +240,7 @@ def _solve_sorted(
     else:
         # Sorting before widening to float64 is twice as fast.
         ordered = np.sort(widen(rows), axis=1)
-    exact.solve_rows(_frozen(ordered.astype(np.float64)), _frozen(weights), accelerated, levels)
-
-
-def _uniform(bounds: Range, num_levels: int) -> NDArray[np.float64]:
-    t = np.arange(num_levels) / (num_levels - 1)
-    return bounds.low * (1.0 - t) + bounds.high * t
+    return _frozen(ordered.astype(np.float64)), _frozen(weights)
 
 
 def _encode(
@@ -287,7 +281,7 @@ def _errors(
     bounds: Range,
     levels: NDArray[Any],
     block: int,
-    weights: NDArray[np.float64],
+    weights: Floats,
 ) -> tuple[float, float, float]:
     """Weighted and plain expected squared error, and squared norm; the first in true units."""
     weighted: list[float] = []
@@ -336,7 +330,7 @@ def _frozen(array: NDArray[Any]) -> NDArray[Any]:
     return view
 
 
-def _slice(weights: NDArray[np.float64], start: int, size: int) -> NDArray[np.float64]:
+def _slice(weights: Floats, start: int, size: int) -> Floats:
     return _frozen(weights[start : start + size] if weights.size else _NO_WEIGHTS)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from quiver_kernels.cpu.compile import inlined, kernel
+import numpy as np
+from numpy.typing import NDArray
+
+from quiver_kernels.cpu.compile import Floats, inlined, kernel
 
 
 @inlined
-def _code(packed, base, i, bits, mask):  # type: ignore[no-untyped-def]
+def _code(packed: NDArray[np.uint8], base: int, i: int, bits: int, mask: int) -> np.int64:
     # A code spans at most two bytes; the second exists whenever the code reaches into it.
     bit = i * bits
     byte = base + (bit >> 3)
@@ -20,7 +23,15 @@ def _code(packed, base, i, bits, mask):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def decode_range(packed, bits, block_size, tables, start, stop, out):  # type: ignore[no-untyped-def]
+def decode_range(
+    packed: NDArray[np.uint8],
+    bits: int,
+    block_size: int,
+    tables: NDArray[Any],
+    start: int,
+    stop: int,
+    out: NDArray[Any],
+) -> int:
     """Write out[i - start] = tables[block of i, code of i] for start <= i < stop.
 
     Returns
@@ -39,14 +50,23 @@ def decode_range(packed, bits, block_size, tables, start, stop, out):  # type: i
         end = min(begin + block_size, stop)
         for i in range(at - begin, end - begin):
             code = _code(packed, block * stride, i, bits, mask)
-            largest = max(largest, code)
+            largest = max(largest, int(code))
             out[begin + i - start] = tables[block, min(code, top)]
         at = end
     return largest
 
 
 @kernel
-def add_range(packed, bits, block_size, tables, weight, start, stop, total):  # type: ignore[no-untyped-def]
+def add_range(
+    packed: NDArray[np.uint8],
+    bits: int,
+    block_size: int,
+    tables: Floats,
+    weight: float,
+    start: int,
+    stop: int,
+    total: Floats,
+) -> int:
     """Add weight * decoded value to total[i - start] in float64; returns the largest code."""
     mask = (1 << bits) - 1
     top = tables.shape[1] - 1
@@ -59,14 +79,16 @@ def add_range(packed, bits, block_size, tables, weight, start, stop, total):  # 
         end = min(begin + block_size, stop)
         for i in range(at - begin, end - begin):
             code = _code(packed, block * stride, i, bits, mask)
-            largest = max(largest, code)
+            largest = max(largest, int(code))
             total[begin + i - start] += weight * tables[block, min(code, top)]
         at = end
     return largest
 
 
 @kernel
-def sum_errors(x, levels, weights, unit):  # type: ignore[no-untyped-def]
+def sum_errors(
+    x: NDArray[Any], levels: Floats, weights: Floats, unit: float
+) -> tuple[float, float]:
     """Weighted sums of (above - x)(x - below) and x squared, both in squared units, for one table.
 
     The error uses the weights (empty: ones), the squared norm does not. Values outside the

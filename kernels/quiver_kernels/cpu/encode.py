@@ -1,4 +1,4 @@
-"""Unbiased codes: look up the interval, round by the element's random word, pack.
+"""Unbiased codes: look up the interval, round by the element's Philox word, pack.
 
 Each tile of values goes through one short loop per stage, so that the compiler can
 vectorise every stage by itself. The rule is `quiver_kernels.rounding`'s.
@@ -6,10 +6,12 @@ vectorise every stage by itself. The rule is `quiver_kernels.rounding`'s.
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from quiver_kernels.cpu.compile import kernel
-from quiver_kernels.cpu.philox import fill_random
+import numpy as np
+from numpy.typing import NDArray
+
+from quiver_kernels.cpu.compile import Floats, inlined, kernel
 
 TILE = 512
 # Up to this many levels, counting "x >= level" over all levels beats a binary search.
@@ -17,10 +19,72 @@ _COUNTED_LEVELS = 32
 _TWO_32 = 4294967296.0
 
 
+@inlined
+def _round(
+    c0: np.uint32, c1: np.uint32, c2: np.uint32, c3: np.uint32, k0: np.uint32, k1: np.uint32
+) -> tuple[np.uint32, np.uint32, np.uint32, np.uint32]:
+    p0 = np.uint64(c0) * np.uint64(0xD2511F53)
+    p1 = np.uint64(c2) * np.uint64(0xCD9E8D57)
+    return (
+        np.uint32(np.uint32(p1 >> np.uint64(32)) ^ c1 ^ k0),
+        np.uint32(p1),
+        np.uint32(np.uint32(p0 >> np.uint64(32)) ^ c3 ^ k1),
+        np.uint32(p0),
+    )
+
+
 @kernel
-def encode_blocks(  # type: ignore[no-untyped-def]
-    x, block_size, first_index, levels, inverse, scale, bits, seed, unit, packed, sums
-):
+def fill_random(seed: np.uint64, first_group: int, words: NDArray[np.uint32]) -> None:
+    """Fill `words`, uint32 of a multiple of 4, with the groups from `first_group` on.
+
+    A run-time loop over rounds would be ten times slower, so they stand one by one.
+    """
+    w0, w1 = np.uint32(0x9E3779B9), np.uint32(0xBB67AE85)
+    key0, key1 = np.uint32(seed), np.uint32(seed >> np.uint64(32))
+    for g in range(words.size // 4):
+        group = np.uint64(first_group) + np.uint64(g)
+        c0, c1 = np.uint32(group), np.uint32(group >> np.uint64(32))
+        c2, c3 = np.uint32(0), np.uint32(0)
+        k0, k1 = key0, key1
+        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
+        k0, k1 = np.uint32(k0 + w0), np.uint32(k1 + w1)
+        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
+        k0, k1 = np.uint32(k0 + w0), np.uint32(k1 + w1)
+        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
+        k0, k1 = np.uint32(k0 + w0), np.uint32(k1 + w1)
+        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
+        k0, k1 = np.uint32(k0 + w0), np.uint32(k1 + w1)
+        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
+        k0, k1 = np.uint32(k0 + w0), np.uint32(k1 + w1)
+        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
+        k0, k1 = np.uint32(k0 + w0), np.uint32(k1 + w1)
+        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
+        k0, k1 = np.uint32(k0 + w0), np.uint32(k1 + w1)
+        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
+        k0, k1 = np.uint32(k0 + w0), np.uint32(k1 + w1)
+        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
+        k0, k1 = np.uint32(k0 + w0), np.uint32(k1 + w1)
+        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
+        words[4 * g] = c0
+        words[4 * g + 1] = c1
+        words[4 * g + 2] = c2
+        words[4 * g + 3] = c3
+
+
+@kernel
+def encode_blocks(
+    x: NDArray[Any],
+    block_size: int,
+    first_index: int,
+    levels: NDArray[Any],
+    inverse: NDArray[Any],
+    scale: Floats,
+    bits: int,
+    seed: np.uint64,
+    unit: float,
+    packed: NDArray[np.uint8],
+    sums: Floats,
+) -> None:
     """Encode consecutive blocks.
 
     Parameters
@@ -73,7 +137,16 @@ def encode_blocks(  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _encode_tile(x, levels, inverse, scale, words, unit, codes):  # type: ignore[no-untyped-def]
+def _encode_tile(
+    x: NDArray[Any],
+    levels: NDArray[Any],
+    inverse: NDArray[Any],
+    scale: Floats,
+    words: NDArray[np.uint32],
+    unit: float,
+    codes: NDArray[np.uint8],
+) -> tuple[float, float]:
+    """Codes of one tile; returns its expected squared error and squared norm."""
     s = levels.size
     count = x.size
     if s <= _COUNTED_LEVELS:
@@ -111,7 +184,10 @@ def _encode_tile(x, levels, inverse, scale, words, unit, codes):  # type: ignore
 
 
 @kernel
-def _pack(codes, count, bits, packed, place):  # type: ignore[no-untyped-def]
+def _pack(
+    codes: NDArray[np.uint8], count: int, bits: int, packed: NDArray[np.uint8], place: int
+) -> None:
+    """Write codes[:count] from byte `place` on: eight codes are exactly `bits` bytes."""
     whole = count // 8
     for g in range(whole):
         word = np.uint64(0)

@@ -1,78 +1,87 @@
-"""Optimal levels of sorted rows: the solver behind ``exact`` and ``accelerated``."""
+"""Optimal levels of sorted data: which solver does what for ``exact`` and ``accelerated``."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from quiver_kernels.cpu.area import build_curve, distinct_sorted
-from quiver_kernels.cpu.compile import kernel
-from quiver_kernels.cpu.path import best_path
+from quiver_kernels.cpu.area import Curve, build_curves
+from quiver_kernels.cpu.certified import certified_path
+from quiver_kernels.cpu.compile import Floats
+from quiver_kernels.cpu.path import best_levels, best_path
+
+# Up to this many points the dynamic programme over all of them is faster than the search.
+SMALL = 512
+# A proof with a larger gap is given to the programme to better, if its tables fit.
+_PROVED = 1e-8
+_LARGEST_TABLES = 1 << 30
 
 
-@kernel
-def write_levels(values, count, levels):  # type: ignore[no-untyped-def]
-    """Write `count` ascending values without repeats, then repeat the last to the end."""
-    place = 0
-    for i in range(count):
-        if place == 0 or values[i] != levels[place - 1]:
-            levels[place] = values[i]
-            place += 1
-    for i in range(place, levels.size):
-        levels[i] = levels[place - 1]
+def solve_row(values: Floats, weights: Floats, num_levels: int, accelerated: bool) -> Floats:
+    """Optimal levels of ascending `values`; an empty `weights` means ones.
+
+    Returns
+    -------
+    ndarray
+        float64, shape (s,), points of `values`; the last is repeated where there are fewer
+        than s distinct ones.
+    """
+    points, masses = _merge(values, weights)
+    if points.size <= num_levels:
+        return _padded(points, num_levels)
+    if num_levels == 2:
+        return points[[0, -1]]
+    curve = Curve.of(points, masses)
+    found = None
+    if points.size > SMALL and not accelerated:
+        found = certified_path(curve, num_levels - 1)
+    tables = 4 * num_levels * points.size
+    if found is not None and (found[1].gap <= _PROVED or tables > _LARGEST_TABLES):
+        path = found[0]
+    else:
+        path = np.empty(num_levels, np.int64)
+        best_path(
+            curve.x,
+            curve.slope,
+            curve.area,
+            curve.first,
+            curve.last,
+            num_levels,
+            accelerated,
+            weights.size == 0 and points.size == values.size,
+            path,
+        )
+    return _padded(np.unique(points[path]), num_levels)
 
 
-@kernel
-def solve_rows(rows, weights, accelerated, levels):  # type: ignore[no-untyped-def]
-    """Optimal levels of every row.
+def _merge(values: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """Distinct values with their total weights, without inner ones of weight 0."""
+    starts = np.concatenate([[0], 1 + np.flatnonzero(values[1:] != values[:-1])])
+    points = values[starts]
+    if weights.size == 0:
+        return points, np.diff(np.append(starts, values.size)).astype(np.float64)
+    masses = np.add.reduceat(weights, starts)
+    keep = masses > 0
+    keep[0] = keep[-1] = True
+    return points[keep], masses[keep]
+
+
+def _padded(points: Floats, num_levels: int) -> Floats:
+    return np.concatenate([points, np.full(num_levels - points.size, points[-1])])
+
+
+def solve_small_rows(rows: Floats, weights: Floats, accelerated: bool, levels: Floats) -> None:
+    """`solve_row` for every row of many short ones, without a call from Python for each.
 
     Parameters
     ----------
     rows
-        float64, shape (r, n), each row ascending and finite.
+        Shape (r, n), each row ascending and finite.
     weights
         Of the same shape and order, or shape (r, 0) for weights of one.
-    accelerated
-        Two levels per step (Accelerated QUIVER) instead of one; the same optimum.
     levels
-        Out: float64, shape (r, s). Points of the row; the last is repeated where a row has
-        fewer than s distinct values.
+        Out: shape (r, s).
     """
-    n = rows.shape[1]
-    num_levels = levels.shape[1]
-    values, merged = np.empty(n), np.empty(n)
-    x, slope, area = np.empty(n), np.empty(n), np.empty(n)
-    first, last = np.empty(n), np.empty(n)
-    path = np.empty(num_levels, np.int64)
-    chosen = np.empty(num_levels)
-    for row in range(rows.shape[0]):
-        count = distinct_sorted(rows[row], weights[row], values, merged)
-        if count <= num_levels:
-            write_levels(values, count, levels[row])
-            continue
-        if num_levels == 2:
-            levels[row, 0], levels[row, 1] = values[0], values[count - 1]
-            continue
-        build_curve(
-            values[:count],
-            merged[:count],
-            x[:count],
-            slope[:count],
-            area[:count],
-            first[:count],
-            last[:count],
-        )
-        unit_weights = weights.shape[1] == 0 and count == n
-        best_path(
-            x[:count],
-            slope[:count],
-            area[:count],
-            first[:count],
-            last[:count],
-            num_levels,
-            accelerated,
-            unit_weights,
-            path,
-        )
-        for i in range(num_levels):
-            chosen[i] = values[path[i]]
-        write_levels(chosen, num_levels, levels[row])
+    counts = np.empty(len(rows), np.int64)
+    points, x, slope, area, first, last = (np.empty(rows.shape) for _ in range(6))
+    build_curves(rows, weights, counts, points, x, slope, area, first, last)
+    best_levels(points, x, slope, area, first, last, counts, accelerated, weights.size == 0, levels)

@@ -8,12 +8,13 @@ middle row's predecessor bounds those of the rows on either side. O(s n log n) t
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
-from quiver_kernels.cpu.compile import inlined, kernel
+from quiver_kernels.cpu.compile import Floats, Ints, kernel
 
 
 @kernel
-def _step(x, area, best, after, choice):  # type: ignore[no-untyped-def]
+def _step(x: Floats, area: Floats, best: Floats, after: Floats, choice: NDArray[np.int32]) -> None:
     """One more level: after[j] = min over k <= j of best[k] + cost~[k, j]; O(n log n)."""
     n = x.size
     stride = 1
@@ -34,33 +35,23 @@ def _step(x, area, best, after, choice):  # type: ignore[no-untyped-def]
         stride //= 2
 
 
-@inlined
-def _between(chord, slope, k, j, unit_weights):  # type: ignore[no-untyped-def]
-    """The best single level between points k and j: where the curve's slope passes the chord's.
-
-    The paper's closed form (Accelerated QUIVER): with unit weights slopes are consecutive
-    integers and the index follows at once; otherwise it is found by bisection.
-    """
-    low = k + 1
-    if unit_weights:
-        low = min(max(k + np.int64(np.ceil(chord - slope[k])), low), j - 1)
-    else:
-        high = j - 1
-        while low < high:
-            mid = (low + high) // 2
-            if slope[mid] >= chord:
-                high = mid
-            else:
-                low = mid + 1
-    return low
-
-
 @kernel
-def _double_step(x, slope, area, best, after, choice, middle, unit_weights):  # type: ignore[no-untyped-def]
+def _double_step(
+    x: Floats,
+    slope: Floats,
+    area: Floats,
+    best: Floats,
+    after: Floats,
+    choice: NDArray[np.int32],
+    middle: NDArray[np.int32],
+    unit_weights: bool,
+) -> None:
     """Two more levels at once; `middle` receives the level between choice[j] and j.
 
-    after[j] = min over k <= j of best[k] + cost~[k, b] + cost~[b, j] with the best b. This
-    pair cost is Monge too, so the same search applies.
+    after[j] = min over k <= j of best[k] + cost~[k, b] + cost~[b, j] with the best b between:
+    where the curve's slope passes the chord's. This is the paper's closed form (Accelerated
+    QUIVER): with unit weights slopes are consecutive integers and the index follows at once;
+    otherwise it is found by bisection. The pair cost is Monge too, so the same search applies.
     """
     n = x.size
     stride = 1
@@ -76,7 +67,18 @@ def _double_step(x, slope, area, best, after, choice, middle, unit_weights):  # 
                 xk, ak = x[k], area[k]
                 b = k
                 if j - k >= 2:
-                    b = _between((aj - ak) / (xj - xk), slope, k, j, unit_weights)
+                    chord = (aj - ak) / (xj - xk)
+                    b = k + 1
+                    if unit_weights:
+                        b = min(max(k + int(np.ceil(chord - slope[k])), b), j - 1)
+                    else:
+                        top = j - 1
+                        while b < top:
+                            mid = (b + top) // 2
+                            if slope[mid] >= chord:
+                                top = mid
+                            else:
+                                b = mid + 1
                 xb, ab = x[b], area[b]
                 cost = best[k] + ((xb * ak - xk * ab) + (xj * ab - xb * aj))
                 if cost < least:
@@ -88,17 +90,34 @@ def _double_step(x, slope, area, best, after, choice, middle, unit_weights):  # 
 
 
 @kernel
-def best_path(x, slope, area, first, last, num_levels, accelerated, unit_weights, path):  # type: ignore[no-untyped-def]
+def best_path(
+    x: Floats,
+    slope: Floats,
+    area: Floats,
+    first: Floats,
+    last: Floats,
+    num_levels: int,
+    accelerated: bool,
+    unit_weights: bool,
+    path: Ints,
+) -> float:
     """Fill `path` with the point indices of the optimal `num_levels` >= 3 levels.
 
     Parameters
     ----------
     x, slope, area, first, last
-        The curve of `area.build_curve`, n > num_levels points.
+        A `Curve` of n > num_levels points.
     accelerated
         Take two levels per step where possible.
     unit_weights
         Every point weighs 1.
+    path
+        Out: shape (num_levels,).
+
+    Returns
+    -------
+    float
+        The cost of the path, in the curve's units.
     """
     n = x.size
     inner = num_levels - 3
@@ -138,3 +157,49 @@ def best_path(x, slope, area, first, last, num_levels, accelerated, unit_weights
         path[place] = before
         end = before
     return least
+
+
+@kernel
+def best_levels(
+    points: Floats,
+    x: Floats,
+    slope: Floats,
+    area: Floats,
+    first: Floats,
+    last: Floats,
+    counts: Ints,
+    accelerated: bool,
+    unit_weights: bool,
+    levels: Floats,
+) -> None:
+    """Optimal levels of every row of the curves of `area.build_curves`; levels has shape (r, s).
+
+    The last level is repeated where a row has fewer than s distinct points.
+    """
+    num_levels = levels.shape[1]
+    path = np.empty(num_levels, np.int64)
+    for row in range(points.shape[0]):
+        count = counts[row]
+        used = min(count, num_levels)
+        for i in range(used):
+            path[i] = i
+        path[used - 1] = count - 1
+        if count > num_levels > 2:
+            best_path(
+                x[row, :count],
+                slope[row, :count],
+                area[row, :count],
+                first[row, :count],
+                last[row, :count],
+                num_levels,
+                accelerated,
+                unit_weights and count == points.shape[1],
+                path,
+            )
+        place = 0
+        for i in range(used):
+            if place == 0 or points[row, path[i]] != levels[row, place - 1]:
+                levels[row, place] = points[row, path[i]]
+                place += 1
+        for i in range(place, num_levels):
+            levels[row, i] = points[row, count - 1]
