@@ -1,0 +1,193 @@
+"""The same methods without a service: the kernels are called in this process."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self, overload
+
+from numpy.typing import ArrayLike, NDArray
+
+from quiver_client._cancellation import Cancellation
+from quiver_client._core import as_client_errors, as_tensor, create_options, require_vectors
+from quiver_client._version import __version__
+from quiver_client.errors import LocalModeUnavailable
+from quiver_kernels.dtypes import WIRE_DTYPES
+from quiver_kernels.options import DEFAULT_BINS, METHODS, QuantizeOptions
+from quiver_kernels.quantized import WIRE_VERSION, QuantizedVector
+from quiver_kernels.wire import LevelsResult
+
+
+class LocalClient:
+    """The methods of `Client`, computed in this process.
+
+    Bits, levels and errors are those that a service gives; `errors.Invalid` has ``status``
+    None, because nothing was sent.
+
+    Raises
+    ------
+    LocalModeUnavailable
+        Numba is not installed.
+    """
+
+    def __init__(self) -> None:
+        if importlib.util.find_spec("numba") is None:
+            raise LocalModeUnavailable(
+                "local mode computes with Numba, which is not installed: "
+                "pip install 'quiver-client[local]'"
+            )
+
+    def _cancelled_by(self, cancellation: Cancellation) -> Self:
+        # A kernel cannot be stopped; it ends, and nobody waits for it.
+        del cancellation
+        return self
+
+    def quantize(
+        self,
+        x: ArrayLike,
+        bits: int | None = None,
+        method: str = "exact",
+        seed: int | None = None,
+        *,
+        num_levels: int | None = None,
+        weights: ArrayLike | None = None,
+        bins: int = DEFAULT_BINS,
+        block_size: int | None = None,
+        device: str = "auto",
+    ) -> QuantizedVector:
+        """As `Client.quantize`."""
+        options = create_options(
+            bits=bits,
+            num_levels=num_levels,
+            method=method,
+            bins=bins,
+            block_size=block_size,
+            seed=seed,
+            device=device,
+        )
+        return self._quantize(x, weights, options)
+
+    def dequantize(self, q: QuantizedVector) -> NDArray[Any]:
+        """As `Client.dequantize`."""
+        from quiver_kernels import api
+
+        with as_client_errors():
+            return api.dequantize(q)
+
+    def optimal_levels(
+        self,
+        x: ArrayLike,
+        num_levels: int = 16,
+        method: str = "exact",
+        weights: ArrayLike | None = None,
+        *,
+        bins: int = DEFAULT_BINS,
+        block_size: int | None = None,
+        device: str = "auto",
+    ) -> NDArray[Any]:
+        """As `Client.optimal_levels`."""
+        return self.levels(
+            x, num_levels, method, weights, bins=bins, block_size=block_size, device=device
+        ).levels
+
+    def levels(
+        self,
+        x: ArrayLike,
+        num_levels: int = 16,
+        method: str = "exact",
+        weights: ArrayLike | None = None,
+        *,
+        bins: int = DEFAULT_BINS,
+        block_size: int | None = None,
+        device: str = "auto",
+    ) -> LevelsResult:
+        """As `Client.levels`."""
+        from quiver_kernels import dispatch
+
+        options = create_options(
+            num_levels=num_levels, method=method, bins=bins, block_size=block_size, device=device
+        )
+        with as_client_errors():
+            return dispatch.pick(options.device).levels(*_arrays(x, options, weights))
+
+    @overload
+    def aggregate(
+        self, vectors: Sequence[QuantizedVector], weights: Sequence[float] | None = None
+    ) -> NDArray[Any]: ...
+
+    @overload
+    def aggregate(
+        self,
+        vectors: Sequence[QuantizedVector],
+        weights: Sequence[float] | None = None,
+        *,
+        quantize: QuantizeOptions,
+    ) -> QuantizedVector: ...
+
+    def aggregate(
+        self,
+        vectors: Sequence[QuantizedVector],
+        weights: Sequence[float] | None = None,
+        *,
+        quantize: QuantizeOptions | None = None,
+    ) -> NDArray[Any] | QuantizedVector:
+        """As `Client.aggregate`."""
+        from quiver_kernels import api
+
+        require_vectors(vectors)
+        with as_client_errors():
+            mean = api.aggregate(vectors, weights)
+        return mean if quantize is None else self._quantize(mean, None, quantize)
+
+    def info(self) -> dict[str, Any]:
+        """Versions, methods, types and devices of this process, by the names of `Client.info`."""
+        from quiver_kernels import dispatch
+
+        return {
+            "name": "quiver",
+            "version": __version__,
+            "wire_version": WIRE_VERSION,
+            "methods": list(METHODS),
+            "dtypes": list(WIRE_DTYPES),
+            "devices": dispatch.available(),
+        }
+
+    def ready(self) -> bool:
+        """True: there is nothing to wait for."""
+        return True
+
+    def with_options(self, *, timeout: float | None = None, max_retries: int | None = None) -> Self:
+        """The client itself: it has no network to wait for."""
+        del timeout, max_retries
+        return self
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+    def __enter__(self) -> Self:
+        """The client itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Nothing to close."""
+
+    def _quantize(
+        self, x: ArrayLike, weights: ArrayLike | None, options: QuantizeOptions
+    ) -> QuantizedVector:
+        from quiver_kernels import dispatch
+
+        with as_client_errors():
+            backend = dispatch.pick(options.device)
+            return backend.quantize(*_arrays(x, options.with_seed(), weights))
+
+
+def _arrays(
+    x: ArrayLike, options: QuantizeOptions, weights: ArrayLike | None
+) -> tuple[NDArray[Any], QuantizeOptions, NDArray[Any] | None]:
+    return as_tensor(x, "x"), options, None if weights is None else as_tensor(weights, "weights")

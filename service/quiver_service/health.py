@@ -1,0 +1,117 @@
+"""What operators ask: alive, ready, metrics, limits and defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from fastapi import APIRouter, Request
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import JSONResponse, Response
+
+from quiver_kernels import wire
+from quiver_kernels.dtypes import WIRE_DTYPES
+from quiver_kernels.options import (
+    DEVICES,
+    MAX_BINS,
+    MAX_BITS,
+    MAX_LEVELS,
+    METHODS,
+    MIN_BINS,
+    MIN_BITS,
+    MIN_LEVELS,
+    QuantizeOptions,
+)
+from quiver_kernels.quantized import WIRE_VERSION
+from quiver_kernels.tensors import MAX_DIMENSIONS
+from quiver_service import schemas
+from quiver_service._version import __version__
+from quiver_service.lifecycle import Phase
+from quiver_service.services import Services, services_of
+
+router = APIRouter()
+
+
+@router.get("/livez", **schemas.LIVEZ)
+async def livez() -> Response:
+    """Answer as long as the process can: restart it if this fails."""
+    return JSONResponse({"status": "alive"})
+
+
+@router.get("/readyz", **schemas.READYZ)
+@router.get("/healthz", **schemas.HEALTHZ)
+async def readyz(request: Request) -> Response:
+    """Whether requests should be sent here; ``?verbose`` lists every check."""
+    services = services_of(request)
+    checks = _checks(services)
+    reasons = [f"{name}: {text}" for name, text in checks.items() if text is not None]
+    content: dict[str, Any] = {"status": "unavailable" if reasons else "ready"}
+    if reasons:
+        content["reasons"] = reasons
+    if "verbose" in request.query_params:
+        content["checks"] = {name: text or "ok" for name, text in checks.items()}
+    if not reasons:
+        return JSONResponse(content)
+    retry_after = str(services.draw_retry_after())
+    return JSONResponse(content, status_code=503, headers={"retry-after": retry_after})
+
+
+@router.get("/metrics", **schemas.METRICS)
+async def metrics(request: Request) -> Response:
+    """Metrics in the text format of Prometheus."""
+    return Response(services_of(request).metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/info", **schemas.INFO)
+async def info(request: Request) -> Response:
+    """Versions, methods, devices, limits and defaults of this service."""
+    return JSONResponse(describe(services_of(request)))
+
+
+def describe(services: Services) -> dict[str, Any]:
+    """The content of ``GET /info``."""
+    settings = services.settings
+    defaults = dataclasses.asdict(QuantizeOptions.create())
+    del defaults["num_levels"]  # bits and num_levels exclude each other
+    return {
+        "name": "quiver",
+        "version": __version__,
+        "wire_version": WIRE_VERSION,
+        "methods": list(METHODS),
+        "dtypes": list(WIRE_DTYPES),
+        "devices": {name: services.engine.devices.get(name, False) for name in DEVICES[1:]},
+        "media_types": list(wire.MEDIA_TYPES),
+        "bits": {"min": MIN_BITS, "max": MAX_BITS},
+        "num_levels": {"min": MIN_LEVELS, "max": MAX_LEVELS},
+        "bins": {"min": MIN_BINS, "max": MAX_BINS},
+        "limits": {
+            "max_body_bytes": settings.max_body_bytes,
+            "max_output_bytes": settings.max_output_bytes,
+            "max_json_bytes": settings.max_json_bytes,
+            "max_list_numbers": wire.MAX_LIST_NUMBERS,
+            "max_aggregate_vectors": wire.MAX_AGGREGATE_VECTORS,
+            "max_dimensions": MAX_DIMENSIONS,
+            "budget_bytes": settings.budget_bytes,
+            "threads": settings.threads,
+            "queue_size": settings.queue_size,
+            "deadline_seconds": settings.deadline_seconds,
+        },
+        "defaults": defaults,
+    }
+
+
+def _checks(services: Services) -> dict[str, str | None]:
+    """Every readiness check: None when passed, else the reason."""
+    lifecycle = services.lifecycle
+    starting = lifecycle.phase in (Phase.STARTING, Phase.FAILED)
+    full_for = services.budget.full_for()
+    return {
+        "warm_up": (lifecycle.failure or "kernels are being compiled") if starting else None,
+        "draining": "shutting down" if lifecycle.phase is Phase.DRAINING else None,
+        "workers": None if services.engine.pool.alive else "worker threads are not running",
+        "budget": (
+            f"byte budget exhausted for {full_for:.0f} s"
+            if full_for > services.settings.saturated_seconds
+            else None
+        ),
+    }

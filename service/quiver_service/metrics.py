@@ -1,0 +1,125 @@
+"""Prometheus metrics of one app, in a registry of its own."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from importlib import metadata
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    Info,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+
+from quiver_service._version import __version__
+from quiver_service.budget import ByteBudget
+from quiver_service.context import RequestContext
+from quiver_service.lifecycle import Lifecycle, Phase
+from quiver_service.pool import WorkerPool
+
+# The middle ones are OpenTelemetry's for HTTP; both ends are ours, for tiny and huge vectors.
+_SECONDS = (
+    *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1),
+    *(0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 30, 60),
+)
+_BYTES = tuple(float(1 << shift) for shift in range(10, 31, 2))
+
+
+class Metrics:
+    """All metrics of one app.
+
+    Parameters
+    ----------
+    budget, pool, lifecycle
+        Read when the metrics are asked for.
+    """
+
+    def __init__(self, budget: ByteBudget, pool: WorkerPool, lifecycle: Lifecycle) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+        self._requests = Counter(
+            "quiver_requests",
+            "Requests by route, HTTP status and reason",
+            ("route", "code", "reason"),
+            registry=self.registry,
+        )
+        self._duration = Histogram(
+            "quiver_request_duration_seconds",
+            "Time from the head of a request to the end of its answer",
+            ("route",),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._phase = Histogram(
+            "quiver_phase_duration_seconds",
+            "Time per phase: receive, queue, decode, kernel, encode, send",
+            ("phase",),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._size = Histogram(
+            "quiver_request_size_bytes",
+            "Bytes of request bodies as received",
+            ("route",),
+            buckets=_BYTES,
+            registry=self.registry,
+        )
+        self._elements = Counter(
+            "quiver_elements",
+            "Values quantized, solved for, decoded or averaged",
+            ("method", "device"),
+            registry=self.registry,
+        )
+        # Looking a child up by its labels costs more than counting; the labels are few.
+        self._requests_of = functools.cache(self._requests.labels)
+        self._duration_of = functools.cache(self._duration.labels)
+        self._phase_of = functools.cache(self._phase.labels)
+        self.inflight_requests = Gauge(
+            "quiver_inflight_requests", "Requests being served", registry=self.registry
+        )
+        self._gauge("quiver_inflight_bytes", "Bytes lent to requests", lambda: budget.used)
+        self._gauge("quiver_budget_bytes", "Bytes there are to lend", lambda: budget.capacity)
+        self._gauge("quiver_queue_depth", "Jobs that wait for a thread", lambda: pool.depth)
+        self._gauge("quiver_jobs_running", "Jobs that run", lambda: pool.running)
+        self._gauge("quiver_threads", "Kernel threads", lambda: pool.threads)
+        self._gauge("quiver_ready", "1 when ready", lambda: float(lifecycle.phase is Phase.READY))
+        Info("quiver_build", "Versions", registry=self.registry).info(
+            {"version": __version__, "numba": _installed("numba"), "numpy": _installed("numpy")}
+        )
+
+    def record(self, context: RequestContext) -> None:
+        """Count a finished request."""
+        self._requests_of(context.route, str(context.status), context.reason).inc()
+        self._duration_of(context.route).observe(context.phases["total"])
+        if context.declared_bytes:
+            self._size.labels(context.route).observe(context.bytes_in)
+        for phase, seconds in context.phases.items():
+            if phase != "total":
+                self._phase_of(phase).observe(seconds)
+
+    def count_elements(self, method: str, device: str, size: int) -> None:
+        """Count values that were computed."""
+        self._elements.labels(method, device).inc(size)
+
+    def exposition(self) -> bytes:
+        """All metrics in the text format of Prometheus."""
+        return generate_latest(self.registry)
+
+    def _gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
+        Gauge(name, text, registry=self.registry).set_function(read)
+
+
+def _installed(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "none"

@@ -1,0 +1,532 @@
+"""The OpenAPI document: bodies, answers, errors and examples of every route.
+
+Routes read bodies themselves, so FastAPI cannot derive these; they are stated here once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from quiver_kernels.dtypes import WIRE_DTYPES
+from quiver_kernels.options import (
+    DEFAULT_BINS,
+    DEFAULT_BITS,
+    DEVICES,
+    MAX_BINS,
+    MAX_BITS,
+    MAX_LEVELS,
+    MAX_SEED,
+    METHODS,
+    MIN_BINS,
+    MIN_BITS,
+    MIN_LEVELS,
+)
+from quiver_kernels.quantized import WIRE_VERSION
+from quiver_kernels.tensors import MAX_DIMENSIONS
+from quiver_kernels.wire import MAX_AGGREGATE_VECTORS, MAX_LIST_NUMBERS, MEDIA_TYPES
+from quiver_service.errors import ERROR_KINDS
+from quiver_service.negotiation import JSON, OCTETS, PROBLEM_JSON
+
+Json = dict[str, Any]
+
+DESCRIPTION = """\
+Vectors in, levels and unbiased codes out. A stochastically quantized value is, on average,
+the value itself; the levels are chosen for each vector so that the expected squared error
+is as small as it can be.
+
+**Messages are MessagePack maps** (`application/vnd.msgpack`; `application/msgpack` and
+`application/x-msgpack` are read too). Schemas below show them as JSON objects; properties of
+`format: binary` are MessagePack `bin` (base64 text where a message is sent or asked for as
+JSON). Unknown keys, duplicate keys and trailing bytes are refused.
+
+Every body needs a `Content-Length`. Errors are RFC 9457 problem documents with a stable
+`code`. `/v1/...` serves the same operations.
+"""
+
+TAGS = [
+    {"name": "operations", "description": "Quantize, decode, choose levels, average."},
+    {"name": "operators", "description": "Health, metrics, limits."},
+]
+
+PATHS = frozenset(
+    {
+        *("/quantize", "/dequantize", "/levels", "/aggregate"),
+        *("/livez", "/readyz", "/healthz", "/metrics", "/info"),
+        *("/docs", "/redoc", "/openapi.json"),
+    }
+)
+"""Paths with a label of their own in logs and metrics."""
+
+
+def _ref(name: str) -> Json:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+_BIN = {"type": "string", "format": "binary"}
+_NUMBERS = {"type": "array", "items": {"type": "number"}, "maxItems": MAX_LIST_NUMBERS}
+
+
+def _array_of(what: str) -> Json:
+    return {
+        "description": f"{what} A tensor; or a bare `bin` of little-endian float32; or a short "
+        f"list of at most {MAX_LIST_NUMBERS} numbers, taken as float32.",
+        "anyOf": [_ref("Tensor"), _BIN, _NUMBERS],
+    }
+
+
+_OPTIONS: Json = {
+    "bits": {
+        "type": "integer",
+        "minimum": MIN_BITS,
+        "maximum": MAX_BITS,
+        "default": DEFAULT_BITS,
+        "description": "Bits per code: 2^bits levels. Excludes `num_levels`.",
+    },
+    "num_levels": {
+        "type": "integer",
+        "minimum": MIN_LEVELS,
+        "maximum": MAX_LEVELS,
+        "description": "Levels per table, instead of `bits`.",
+    },
+    "method": {
+        "type": "string",
+        "enum": list(METHODS),
+        "default": "exact",
+        "description": "`exact`: provably optimal levels. `accelerated`: the same optimum by "
+        "another recurrence. `approx`: optimal on a uniform grid of `bins` cells, without "
+        "sorting; for long vectors. `uniform`: equal steps.",
+    },
+    "bins": {
+        "type": "integer",
+        "minimum": MIN_BINS,
+        "maximum": MAX_BINS,
+        "default": DEFAULT_BINS,
+        "description": "Cells of the grid of `approx`.",
+    },
+    "block_size": {
+        "type": ["integer", "null"],
+        "minimum": 1,
+        "default": None,
+        "description": "Values that share one level table; null: all of them.",
+    },
+    "seed": {
+        "type": ["integer", "null"],
+        "minimum": 0,
+        "maximum": MAX_SEED,
+        "default": None,
+        "description": "Key of the random numbers (unsigned 64-bit). The same vector, levels and "
+        "seed give the same codes everywhere. Drawn when absent, always returned.",
+    },
+    "device": {
+        "type": "string",
+        "enum": list(DEVICES),
+        "default": "auto",
+        "description": "Where to compute; `GET /info` lists what is here.",
+    },
+}
+
+_QUANTIZED_KEYS: Json = {
+    "v": {"const": WIRE_VERSION, "description": "Version of the message."},
+    "method": {"type": "string", "description": "How the levels were chosen."},
+    "bits": {"type": "integer", "minimum": MIN_BITS, "maximum": MAX_BITS},
+    "num_levels": {"type": "integer", "minimum": MIN_LEVELS, "maximum": MAX_LEVELS},
+    "shape": {
+        "type": "array",
+        "items": {"type": "integer", "minimum": 0},
+        "maxItems": MAX_DIMENSIONS,
+        "description": "Of the vector that was quantized.",
+    },
+    "dtype": {"type": "string", "enum": list(WIRE_DTYPES)},
+    "block_size": {"type": ["integer", "null"], "minimum": 1},
+    "seed": {"type": "integer", "minimum": 0, "maximum": MAX_SEED},
+    "levels": {
+        "allOf": [_ref("Tensor")],
+        "description": "Ascending; shape [s], or [blocks, s] with a block size; float32 (float64 "
+        "for float64 vectors). First and last are the (block's) minimum and maximum.",
+    },
+    "codes": {
+        **_BIN,
+        "description": "`bits` per value, least significant bit first, values in order; each block "
+        "starts on a byte.",
+    },
+    "vnmse": {
+        "type": "number",
+        "minimum": 0,
+        "description": "Expected squared error over squared norm, computed, not sampled.",
+    },
+    "device": {"type": "string", "description": "Where it was computed."},
+    "timings_ms": {
+        "type": "object",
+        "additionalProperties": {"type": "number"},
+        "description": "Milliseconds per stage; informative.",
+    },
+}
+
+
+def _object(description: str, properties: Json, required: Sequence[str]) -> Json:
+    return {
+        "type": "object",
+        "description": description,
+        "properties": properties,
+        "required": list(required),
+        "additionalProperties": False,
+    }
+
+
+_TENSOR = _object(
+    "An array: C order, little-endian.",
+    {
+        "dtype": {"type": "string", "enum": list(WIRE_DTYPES)},
+        "shape": {
+            "type": "array",
+            "items": {"type": "integer", "minimum": 0},
+            "maxItems": MAX_DIMENSIONS,
+        },
+        "data": {**_BIN, "description": "Exactly product(shape) times the item size bytes."},
+    },
+    ["dtype", "shape", "data"],
+)
+_LEVEL_OPTIONS = {name: option for name, option in _OPTIONS.items() if name != "seed"}
+_REQUIRED_QUANTIZED = [name for name in _QUANTIZED_KEYS if name not in {"device", "timings_ms"}]
+
+COMPONENTS: Json = {
+    "Tensor": _TENSOR,
+    "Options": _object("What may be chosen about one quantization.", _OPTIONS, []),
+    "QuantizeRequest": _object(
+        "Body of `/quantize`.",
+        {
+            "vector": _array_of("What to quantize; finite, at least one value."),
+            **_OPTIONS,
+            "weights": _array_of("Importance of each value: the vector's shape, not negative."),
+        },
+        ["vector"],
+    ),
+    "LevelsRequest": _object(
+        "Body of `/levels`: that of `/quantize` without `seed`.",
+        {
+            "vector": _array_of("What to choose levels for; finite, at least one value."),
+            **_LEVEL_OPTIONS,
+            "weights": _array_of("Importance of each value: the vector's shape, not negative."),
+        },
+        ["vector"],
+    ),
+    "QuantizedVector": _object(
+        "Self-contained and storable; what `/dequantize` and `/aggregate` take.",
+        _QUANTIZED_KEYS,
+        _REQUIRED_QUANTIZED,
+    ),
+    "LevelsResult": _object(
+        "Answer of `/levels`.",
+        {
+            "levels": _ref("Tensor"),
+            "num_levels": {"type": "integer"},
+            "method": {"type": "string"},
+            "expected_mse": {
+                "type": "number",
+                "description": "The objective over the number of values (weighted if weights "
+                "were given).",
+            },
+            "vnmse": {
+                "type": "number",
+                "description": "Expected squared error over squared norm, unweighted.",
+            },
+            "device": {"type": "string"},
+        },
+        ["levels", "num_levels", "method", "expected_mse", "vnmse", "device"],
+    ),
+    "AggregateRequest": _object(
+        "Body of `/aggregate`.",
+        {
+            "vectors": {
+                "type": "array",
+                "minItems": 1,
+                "maxItems": MAX_AGGREGATE_VECTORS,
+                "description": "Quantized vectors of one shape: nested maps, or each message as a "
+                "`bin`.",
+                "items": {"anyOf": [_ref("QuantizedVector"), _BIN]},
+            },
+            "weights": {
+                "type": ["array", "null"],
+                "items": {"type": "number", "minimum": 0},
+                "description": "One per vector, not all zero; null: equal.",
+            },
+            "quantize": {
+                "anyOf": [_ref("Options"), {"type": "null"}],
+                "description": "Quantize the mean again with these options.",
+            },
+        },
+        ["vectors"],
+    ),
+    "Problem": {
+        "type": "object",
+        "description": "RFC 9457 problem document.",
+        "properties": {
+            "type": {"type": "string", "description": "`urn:quiver:problem:` and the code."},
+            "title": {"type": "string"},
+            "status": {"type": "integer"},
+            "detail": {
+                "type": "string",
+                "description": "Names the field, the limit and what was got.",
+            },
+            "instance": {"type": "string", "description": "`urn:quiver:request:` and the id."},
+            "code": {
+                "type": "string",
+                "description": "Stable. Known: " + ", ".join(f"`{code}`" for code in ERROR_KINDS),
+            },
+            "request_id": {"type": "string", "description": "Also in `X-Request-ID`."},
+            "field": {"type": "string", "description": "What is wrong, if one thing is."},
+            "limit": {"description": "The limit that was broken."},
+            "got": {"description": "The value that broke it."},
+            "setting": {"type": "string", "description": "Environment name that sets the limit."},
+            "retry_after_seconds": {"type": "integer", "description": "As in `Retry-After`."},
+        },
+        "required": ["type", "title", "status", "detail", "instance", "code", "request_id"],
+    },
+    "Readiness": {
+        "type": "object",
+        "properties": {
+            "status": {"type": "string", "enum": ["ready", "unavailable"]},
+            "reasons": {"type": "array", "items": {"type": "string"}},
+            "checks": {"type": "object", "additionalProperties": {"type": "string"}},
+        },
+        "required": ["status"],
+    },
+    "Info": {
+        "type": "object",
+        "properties": {
+            "name": {"const": "quiver"},
+            "version": {"type": "string"},
+            "wire_version": {"type": "integer"},
+            "methods": {"type": "array", "items": {"type": "string"}},
+            "dtypes": {"type": "array", "items": {"type": "string"}},
+            "devices": {"type": "object", "additionalProperties": {"type": "boolean"}},
+            "media_types": {"type": "array", "items": {"type": "string"}},
+            "bits": _ref("Range"),
+            "num_levels": _ref("Range"),
+            "bins": _ref("Range"),
+            "limits": {"type": "object", "additionalProperties": {"type": "number"}},
+            "defaults": {"type": "object"},
+        },
+    },
+    "Range": {
+        "type": "object",
+        "properties": {"min": {"type": "integer"}, "max": {"type": "integer"}},
+        "required": ["min", "max"],
+    },
+}
+
+_ERROR_TEXTS: Mapping[int, str] = {
+    400: "Malformed: not one well-formed message, duplicate keys, trailing bytes.",
+    401: "A key is asked for and none, or a wrong one, was given.",
+    408: "The upload stalled or was too slow.",
+    411: "No Content-Length (chunked transfer is not taken).",
+    413: "Body, answer or memory needed is beyond a limit; never retry.",
+    415: "Media type or content encoding not supported.",
+    422: "Well-formed but invalid: unknown or missing key, option out of range, wrong size, "
+    "NaN or infinity, device not available.",
+    429: "A client's quota is used up; retry after `Retry-After`.",
+    500: "A fault of the service.",
+    503: "Busy, starting or shutting down; retry after `Retry-After`.",
+    504: "The deadline of the service passed.",
+}
+_EXAMPLE_TENSOR = {"dtype": "float32", "shape": [4], "data": "AAAAAAAAgD8AAABAAABAQA=="}
+_EXAMPLE_QUANTIZED = {
+    "v": 1,
+    "method": "exact",
+    "bits": 2,
+    "num_levels": 4,
+    "shape": [4],
+    "dtype": "float32",
+    "block_size": None,
+    "seed": 7,
+    "vnmse": 0.0,
+    "device": "cpu",
+    "timings_ms": {"queue": 0.02},
+    "levels": _EXAMPLE_TENSOR,
+    "codes": "5A==",
+}
+
+
+def _example(text: str, value: Json) -> Json:
+    return {"example": {"summary": text, "value": value}}
+
+
+def _messages(schema: Json, examples: Json) -> Json:
+    return {name: {"schema": schema, "examples": examples} for name in MEDIA_TYPES}
+
+
+def _body(content: Json) -> Json:
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _answer(description: str, schema: Json, examples: Json) -> Json:
+    entry = {"schema": schema, "examples": examples}
+    return {
+        "description": f"{description} JSON only if `Accept` names it (small answers).",
+        "content": {MEDIA_TYPES[0]: entry, JSON: entry},
+        "headers": {"X-Request-ID": {"schema": {"type": "string"}}},
+    }
+
+
+def _problem(status: int, text: str) -> Json:
+    schema = {"schema": _ref("Problem")}
+    headers: Json = {"X-Request-ID": {"schema": {"type": "string"}}}
+    if status in {429, 503}:
+        headers["Retry-After"] = {"schema": {"type": "integer"}}
+    return {
+        "description": text,
+        "content": {PROBLEM_JSON: schema, MEDIA_TYPES[0]: schema},
+        "headers": headers,
+    }
+
+
+def _operation(body: Json, answer: Json, *, parameters: Sequence[Json] = ()) -> Json:
+    extra: Json = dict(body)
+    if parameters:
+        extra["parameters"] = list(parameters)
+    responses: dict[int | str, Json] = {200: answer}
+    responses.update({status: _problem(status, text) for status, text in _ERROR_TEXTS.items()})
+    return {"tags": ["operations"], "responses": responses, "openapi_extra": extra}
+
+
+def _probe(responses: dict[int | str, Json], *, verbose: bool = False) -> Json:
+    parameter = {
+        "name": "verbose",
+        "in": "query",
+        "required": False,
+        "allowEmptyValue": True,
+        "schema": {"type": "string"},
+        "description": "If present, every check is listed.",
+    }
+    return {
+        "tags": ["operators"],
+        "responses": responses,
+        "openapi_extra": {"parameters": [parameter]} if verbose else {},
+    }
+
+
+def _json(description: str, schema: Json) -> Json:
+    return {"description": description, "content": {JSON: {"schema": schema}}}
+
+
+_RAW_PARAMETERS = [
+    {
+        "name": name,
+        "in": "query",
+        "required": False,
+        "schema": schema,
+        "description": f"Only with `{OCTETS}`: {schema['description']}",
+    }
+    for name, schema in _OPTIONS.items()
+]
+
+QUANTIZE = _operation(
+    _body(
+        {
+            **_messages(
+                _ref("QuantizeRequest"),
+                _example("Four values, 2 bits", {"vector": _EXAMPLE_TENSOR, "bits": 2, "seed": 7}),
+            ),
+            JSON: {
+                "schema": _ref("QuantizeRequest"),
+                "examples": _example(
+                    "A short list", {"vector": [0.0, 1.0, 2.0, 3.0], "bits": 2, "seed": 7}
+                ),
+            },
+            OCTETS: {
+                "schema": {
+                    **_BIN,
+                    "description": "Little-endian float32 values; options in the query string.",
+                }
+            },
+        }
+    ),
+    _answer(
+        "The quantized vector.",
+        _ref("QuantizedVector"),
+        _example("Four values, 2 bits", _EXAMPLE_QUANTIZED),
+    ),
+    parameters=_RAW_PARAMETERS,
+)
+DEQUANTIZE = _operation(
+    _body(_messages(_ref("QuantizedVector"), _example("Four values", _EXAMPLE_QUANTIZED))),
+    _answer("The decoded vector.", _ref("Tensor"), _example("Four values", _EXAMPLE_TENSOR)),
+)
+LEVELS = _operation(
+    _body(
+        _messages(
+            _ref("LevelsRequest"),
+            _example("Four values, 2 bits", {"vector": _EXAMPLE_TENSOR, "bits": 2}),
+        )
+    ),
+    _answer(
+        "The level table(s) and their expected error.",
+        _ref("LevelsResult"),
+        _example(
+            "Four values, 2 bits",
+            {
+                "levels": _EXAMPLE_TENSOR,
+                "num_levels": 4,
+                "method": "exact",
+                "expected_mse": 0.0,
+                "vnmse": 0.0,
+                "device": "cpu",
+            },
+        ),
+    ),
+)
+AGGREGATE = _operation(
+    _body(
+        _messages(
+            _ref("AggregateRequest"),
+            _example(
+                "Two vectors, weighted",
+                {"vectors": [_EXAMPLE_QUANTIZED, _EXAMPLE_QUANTIZED], "weights": [1.0, 3.0]},
+            ),
+        )
+    ),
+    _answer(
+        "The mean: a tensor, or a quantized vector if `quantize` was given.",
+        {"anyOf": [_ref("Tensor"), _ref("QuantizedVector")]},
+        _example("Four values", _EXAMPLE_TENSOR),
+    ),
+)
+
+_ALIVE = {"type": "object", "properties": {"status": {"const": "alive"}}}
+_READINESS: dict[int | str, Json] = {
+    200: _json("Ready.", _ref("Readiness")),
+    503: _json("Starting, shutting down or exhausted; the reasons are listed.", _ref("Readiness")),
+}
+LIVEZ = _probe({200: _json("The process answers.", _ALIVE)})
+READYZ = _probe(_READINESS, verbose=True)
+HEALTHZ = {**_probe(_READINESS, verbose=True), "operation_id": "healthz", "summary": "As /readyz"}
+METRICS = _probe(
+    {
+        200: {
+            "description": "Prometheus text format.",
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+        }
+    }
+)
+INFO = _probe({200: _json("Versions, limits, defaults.", _ref("Info"))})
+
+
+def complete(document: Json) -> Json:
+    """Add the shared schemas to the document that FastAPI made, and tidy what it guessed."""
+    components = document.setdefault("components", {})
+    components.setdefault("schemas", {}).update(COMPONENTS)
+    components["securitySchemes"] = {
+        "key": {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "Only where the service was started with keys.",
+        }
+    }
+    for path in document["paths"].values():
+        for method, operation in path.items():
+            if method == "post":
+                operation["security"] = [{}, {"key": []}]
+                # FastAPI assumes that every answer may be JSON of any form.
+                operation["responses"].pop("default", None)
+    return document

@@ -1,0 +1,66 @@
+"""The parts of one running app, made together and handed to routes and middleware."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from quiver_service.auth import KeyRing
+from quiver_service.body import UploadLimits
+from quiver_service.budget import ByteBudget
+from quiver_service.engine import Engine
+from quiver_service.lifecycle import Lifecycle
+from quiver_service.logs import Logger, make_logger
+from quiver_service.metrics import Metrics
+from quiver_service.pool import WorkerPool
+from quiver_service.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything a request may need."""
+
+    settings: Settings
+    engine: Engine
+    budget: ByteBudget
+    lifecycle: Lifecycle
+    metrics: Metrics
+    logger: Logger
+    keys: KeyRing
+    upload_limits: UploadLimits
+
+    @classmethod
+    def create(cls, settings: Settings, engine: Engine | None = None) -> Services:
+        """Make all parts; nothing is started."""
+        if engine is None:
+            pool = WorkerPool(settings.threads, settings.queue_size)
+            engine = Engine(pool, settings.max_output_bytes)
+        budget = ByteBudget(settings.budget_bytes)
+        lifecycle = Lifecycle()
+        return cls(
+            settings=settings,
+            engine=engine,
+            budget=budget,
+            lifecycle=lifecycle,
+            metrics=Metrics(budget, engine.pool, lifecycle),
+            logger=make_logger(settings.log_level),
+            keys=KeyRing.create(settings),
+            upload_limits=UploadLimits(
+                settings.body_idle_seconds,
+                settings.body_grace_seconds,
+                settings.body_min_bytes_per_second,
+            ),
+        )
+
+    def draw_retry_after(self) -> int:
+        """Seconds after which a refused client should try again, jittered so that not all do."""
+        low, high = self.settings.retry_after_min_seconds, self.settings.retry_after_max_seconds
+        return random.randint(low, high)  # noqa: S311 - spreads load, guards nothing
+
+
+def services_of(request: Request) -> Services:
+    """The services of the app that serves `request`."""
+    services: Services = request.app.state.services
+    return services

@@ -1,0 +1,166 @@
+"""One call, four ways: over TCP, over a Unix socket, asynchronous, in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from quiver_client import AsyncClient, QuantizedVector, QuantizeOptions, connect, errors
+
+RNG = np.random.default_rng(5)
+VECTOR = RNG.lognormal(size=3000).astype(np.float32)
+OTHER = RNG.normal(size=3000).astype(np.float32)
+
+
+class Blocking:
+    """An `AsyncClient` that is waited for, call by call."""
+
+    def __init__(self, url: str) -> None:
+        self._runner = asyncio.Runner()
+        self._client = AsyncClient(url)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._client, name)
+        return lambda *args, **named: self._runner.run(method(*args, **named))
+
+    def __enter__(self) -> Blocking:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._runner.run(self._client.close())
+        self._runner.close()
+
+
+@pytest.fixture(scope="module")
+def clients(live_server: str, live_unix_url: str) -> Iterator[list[Any]]:
+    with (
+        connect("local:") as local,
+        connect(live_server) as tcp,
+        connect(live_unix_url) as unix,
+        Blocking(live_server) as asynchronous,
+        Blocking("local:") as asynchronous_local,
+    ):
+        yield [local, tcp, unix, asynchronous, asynchronous_local]
+
+
+def same_vectors(found: list[QuantizedVector]) -> None:
+    first = found[0]
+    for q in found[1:]:
+        np.testing.assert_array_equal(q.levels, first.levels)
+        np.testing.assert_array_equal(q.codes, first.codes)
+        for name in ("method", "bits", "num_levels", "shape", "dtype", "block_size", "seed"):
+            assert getattr(q, name) == getattr(first, name)
+        assert q.vnmse == pytest.approx(first.vnmse)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bits": 1},
+        {"bits": 8},
+        {"num_levels": 5},
+        {"method": "approx", "bins": 100},
+        {"method": "uniform"},
+        {"method": "accelerated"},
+        {"block_size": 1000},
+        {"weights": np.abs(OTHER)},
+        {"device": "cpu"},
+    ],
+    ids=lambda options: " ".join(options) or "default",
+)
+def test_quantize(clients: list[Any], options: dict[str, Any]) -> None:
+    same_vectors([client.quantize(VECTOR, seed=9, **options) for client in clients])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+def test_every_dtype_round_trips(clients: list[Any], dtype: Any) -> None:
+    x = VECTOR.astype(dtype).reshape(30, 100)
+    found = [client.quantize(x, seed=2) for client in clients]
+    same_vectors(found)
+    decoded = [client.dequantize(found[0]) for client in clients]
+    for y in decoded:
+        assert (y.dtype, y.shape) == (x.dtype, x.shape)
+        np.testing.assert_array_equal(y, decoded[0])
+
+
+@pytest.mark.parametrize("x", [[1, 2, 3], 2.5, np.arange(20)[::2], VECTOR.astype(">f4")])
+def test_whatever_is_an_array(clients: list[Any], x: Any) -> None:
+    same_vectors([client.quantize(x, seed=1) for client in clients])
+
+
+def test_levels(clients: list[Any]) -> None:
+    found = [client.levels(VECTOR, 8, "exact", np.abs(OTHER)) for client in clients]
+    for result in found:
+        np.testing.assert_array_equal(result.levels, found[0].levels)
+        assert result.expected_mse == pytest.approx(found[0].expected_mse)
+    for client in clients:
+        np.testing.assert_array_equal(
+            client.optimal_levels(VECTOR, 8, weights=np.abs(OTHER)), found[0].levels
+        )
+
+
+def test_aggregate(clients: list[Any]) -> None:
+    vectors = [clients[0].quantize(x, bits=4, seed=3) for x in (VECTOR, OTHER)]
+    for weights in (None, [1.0, 3.0]):
+        found = [client.aggregate(vectors, weights) for client in clients]
+        for mean in found:
+            np.testing.assert_array_equal(mean, found[0])
+    options = QuantizeOptions.create(bits=3, seed=11)
+    same_vectors([client.aggregate(vectors, quantize=options) for client in clients])
+
+
+def test_seeds_are_drawn_and_differ(clients: list[Any]) -> None:
+    seeds = {client.quantize(VECTOR).seed for client in clients}
+    assert len(seeds) == len(clients)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ((VECTOR,), {"bits": 9}),
+        ((VECTOR,), {"bits": 2, "num_levels": 4}),
+        ((VECTOR,), {"method": "none"}),
+        ((VECTOR,), {"seed": -1}),
+        ((VECTOR,), {"device": "gpu"}),
+        (([],), {}),
+        (([1.0, float("nan")],), {}),
+        ((VECTOR,), {"weights": [1.0]}),
+        ((VECTOR,), {"weights": -np.ones_like(VECTOR)}),
+        ((["a"],), {}),
+    ],
+    ids=range(10),
+)
+def test_one_except_does_for_all(
+    clients: list[Any], arguments: tuple[Any, ...], named: dict[str, Any]
+) -> None:
+    found = []
+    for client in clients:
+        with pytest.raises(errors.Invalid) as caught:
+            client.quantize(*arguments, **named)
+        found.append(caught.value.code)
+    assert len(set(found)) == 1
+
+
+def test_aggregating_what_does_not_fit(clients: list[Any]) -> None:
+    vectors = [clients[0].quantize(x, seed=3) for x in (VECTOR, OTHER[:10])]
+    codes = set()
+    for client in clients:
+        for arguments in ((vectors,), ([],), (vectors[:1], [-1.0])):
+            with pytest.raises(errors.Invalid) as caught:
+                client.aggregate(*arguments)
+            codes.add((len(arguments[0]), caught.value.code))
+    assert len(codes) == 3
+
+
+def test_info_and_readiness(clients: list[Any]) -> None:
+    ours = clients[0].info()
+    for client in clients:
+        assert client.ready()
+        found = client.info()
+        assert {name: found[name] for name in ours} == ours
