@@ -1,0 +1,47 @@
+# The service's image. VARIANT=cpu (the default) or gpu chooses the lock it is made from:
+#   docker build -t quiver:cpu .
+#   docker build -t quiver:gpu --build-arg VARIANT=gpu .
+# One chain of stages serves both, so no builder makes the large variant on the way to the small one.
+
+ARG BASE_IMAGE=python:3.11-slim-bookworm
+
+FROM ${BASE_IMAGE} AS builder
+ARG VARIANT=cpu
+WORKDIR /src
+# Two environments: the tools that build, and what the service runs on (without pip).
+RUN python -m venv /build && python -m venv --without-pip /opt/quiver
+COPY requirements/build.txt requirements/service-${VARIANT}.txt requirements/
+RUN /build/bin/pip install --no-cache-dir --no-deps --require-hashes -r requirements/build.txt
+RUN /build/bin/pip --python /opt/quiver/bin/python install --no-cache-dir --no-deps --require-hashes \
+    -r requirements/service-${VARIANT}.txt
+COPY kernels kernels
+COPY service service
+RUN /build/bin/pip wheel --no-deps --no-index --no-build-isolation --wheel-dir /wheels ./kernels ./service \
+    && /build/bin/pip --python /opt/quiver/bin/python install --no-cache-dir --no-deps --no-index /wheels/*.whl \
+    && /build/bin/pip --python /opt/quiver/bin/python check
+
+FROM ${BASE_IMAGE}
+ARG VARIANT=cpu
+LABEL org.opencontainers.image.title="quiver" \
+      org.opencontainers.image.description="Adaptive stochastic quantization as a service (${VARIANT})" \
+      org.opencontainers.image.licenses="Apache-2.0"
+RUN useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin quiver
+COPY --from=builder /opt/quiver /opt/quiver
+# The root file system may be read-only: whatever is cached goes below /tmp, and nothing depends on it.
+ENV PATH=/opt/quiver/bin:$PATH \
+    HOME=/tmp \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    MALLOC_ARENA_MAX=2 \
+    OMP_NUM_THREADS=1 \
+    NUMBA_CACHE_DIR=/tmp/numba \
+    CUPY_CACHE_DIR=/tmp/cupy \
+    QUIVER_HOST=0.0.0.0 \
+    QUIVER_PORT=8000
+USER 10001:10001
+WORKDIR /tmp
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=180s --retries=3 \
+    CMD ["python", "-m", "quiver_service.healthcheck"]
+ENTRYPOINT ["python", "-m", "quiver_service"]

@@ -1,0 +1,65 @@
+# Every command a person needs; `make help` lists them. The tools live in .venv, made once and
+# refreshed when a lock or a package's metadata changes.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+PACKAGES := kernels service clients/python
+METADATA := $(PACKAGES:%=%/pyproject.toml)
+LOCKS := build dev service-cpu service-gpu
+SOURCES := kernels/quiver_kernels service/quiver_service clients/python/quiver_client
+TEST_WORKERS ?= 2
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup serve test test-docker demo check format bench up down lock clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## create .venv with the three packages (editable) and the tools
+
+$(STAMP): requirements/dev.txt $(METADATA)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "QUIVER needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12 ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --no-deps --no-compile --require-hashes -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-compile --no-build-isolation $(PACKAGES:%=-e ./%)
+	@touch $@
+
+serve: setup ## start the service on 127.0.0.1:8000 (QUIVER_HOST, QUIVER_PORT)
+	@exec $(BIN)/python -m quiver_service
+
+test: setup ## run the tests, except those that need a container engine (ARGS= goes to pytest)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) -m "not docker" $(ARGS)
+
+test-docker: setup ## build the image and test the container
+	$(BIN)/python -m pytest -m docker $(ARGS)
+
+demo: setup ## quantize real data through the client; print a table, write a plot
+	@$(BIN)/python examples/demo.py $(ARGS)
+
+check: setup ## lint, format check, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(SOURCES)
+
+format: setup ## let the formatter and the safe fixes rewrite the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup ## run the benchmarks; writes results and the tables and plots in docs/
+	$(BIN)/python benchmarks/run.py $(ARGS)
+
+up: ## build and start the container, wait until it is healthy (PROFILE=gpu for a GPU)
+	@scripts/compose up
+
+down: ## stop the container; remove it, its network and its volumes (the image stays)
+	@scripts/compose down
+
+lock: setup ## resolve requirements/*.in anew into the hashed locks (UPGRADE=1 takes newer versions)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/lock $(LOCKS)
+
+clean: ## remove .venv and what the tools left behind
+	rm -rf $(VENV) build dist out .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
