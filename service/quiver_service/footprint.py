@@ -12,11 +12,12 @@ from quiver_kernels.packing import num_blocks, packed_size
 from quiver_kernels.quantized import QuantizedVector
 from quiver_kernels.wire import AggregateRequest, LevelsRequest, QuantizeRequest
 
-# Upper estimates for the CPU's kernels. The optimal methods sort the values as float64, keep
-# seven arrays beside them, and one 32-bit choice per value and level.
+# Upper estimates for the CPU's kernels. The optimal methods sort the values as float64 and keep
+# eight arrays beside them; the dynamic programme of `accelerated` adds two 32-bit choices per
+# value and step of two levels.
 _SORTING_METHODS = frozenset({"exact", "accelerated"})
 _SORTING_BYTES = 84
-_CHOICE_BYTES = 4
+_CHOICE_BYTES = {"exact": 0, "accelerated": 4}
 _WEIGHT_BYTES = 8
 _SORTED_WEIGHT_BYTES = 24
 # Blocks are solved in groups of about so many values.
@@ -88,6 +89,6 @@ def _working(size: int, options: QuantizeOptions, *, weighted: bool) -> int:
         sorted_at_once = size
         if options.block_size is not None:
             sorted_at_once = min(size, max(options.block_size, _GROUP_VALUES))
-        per_value = _SORTING_BYTES + _CHOICE_BYTES * options.num_levels
+        per_value = _SORTING_BYTES + _CHOICE_BYTES[options.method] * options.num_levels
         needed += sorted_at_once * (per_value + (_SORTED_WEIGHT_BYTES if weighted else 0))
     return needed
