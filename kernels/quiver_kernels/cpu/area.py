@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quiver_kernels.cpu.compile import Floats, Ints, inlined, kernel
+from quiver_kernels.cpu.compile import Floats, Ints, frozen, inlined, kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,8 @@ class Curve:
     def of(cls, values: Floats, weights: Floats) -> Curve:
         """The curve of n >= 2 distinct ascending `values`; O(n)."""
         curve = cls(*(np.empty(values.size) for _ in range(5)))
-        build_curve(values, weights, curve.x, curve.slope, curve.area, curve.first, curve.last)
+        arrays = (curve.x, curve.slope, curve.area, curve.first, curve.last)
+        build_curve(frozen(values), frozen(weights), *arrays)
         return curve
 
 

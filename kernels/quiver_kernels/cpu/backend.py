@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from quiver_kernels.checks import (
     mean_dtype,
 )
 from quiver_kernels.cpu import approx, decode, encode, exact
-from quiver_kernels.cpu.compile import Floats
+from quiver_kernels.cpu.compile import Floats, frozen
 from quiver_kernels.dtypes import WIRE_DTYPES, levels_dtype, widen, wire_name
 from quiver_kernels.errors import InvalidInput
 from quiver_kernels.options import METHODS, QuantizeOptions
@@ -116,10 +117,10 @@ class CpuBackend:
         for start in range(0, q.size, CHUNK):
             stop = min(start + CHUNK, q.size)
             found = decode.decode_range(
-                _frozen(q.codes),
+                frozen(q.codes),
                 q.bits,
                 block,
-                _frozen(tables),
+                frozen(tables),
                 start,
                 stop,
                 out.view(raw)[start:stop],
@@ -134,14 +135,14 @@ class CpuBackend:
         """See `dispatch.Backend`."""
         shares = check_aggregate(vectors, weights)
         out = np.empty(vectors[0].size, dtype=mean_dtype(vectors))
-        tables = [_frozen(np.atleast_2d(q.levels).astype(np.float64)) for q in vectors]
+        tables = [frozen(np.atleast_2d(q.levels).astype(np.float64)) for q in vectors]
         largest = [0] * len(vectors)
         for start in range(0, out.size, CHUNK):
             stop = min(start + CHUNK, out.size)
             total = np.zeros(stop - start)
             for i, (q, table, share) in enumerate(zip(vectors, tables, shares, strict=True)):
                 found = decode.add_range(
-                    _frozen(q.codes),
+                    frozen(q.codes),
                     q.bits,
                     q.block_size or q.size,
                     table,
@@ -158,15 +159,21 @@ class CpuBackend:
 
     def warm_up(self) -> None:
         """See `dispatch.Backend`."""
+        # Enough values that every solver has its turn.
+        values = np.sinh(np.linspace(-3.0, 3.0, 4 * exact.SMALL))
+        weights = np.ones(values.size)
         for dtype in WIRE_DTYPES.values():
-            x = np.linspace(-1.0, 2.0, 64).astype(dtype)
+            x = values.astype(dtype)
             for method in METHODS:
-                options = QuantizeOptions.create(bits=2, method=method, seed=1)
-                q = self.quantize(x, options, None)
-            self.levels(x, QuantizeOptions.create(bits=2, method="approx"), np.ones(64))
-            self.quantize(x, QuantizeOptions.create(bits=2, method="approx", block_size=8), None)
+                options = QuantizeOptions.create(bits=3, method=method, seed=1)
+                q = self.quantize(x, options, weights)
+                self.quantize(x, replace(options, block_size=64), None)
+                self.levels(x, options, weights)
             self.dequantize(q)
             self.aggregate([q], None)
+        # Levels too far apart for float32 arithmetic take the float64 path.
+        extreme = np.array([-3e38, 0, 3e38], np.float32)
+        self.quantize(extreme, replace(options, num_levels=2, bits=1), None)
 
     def _solve(
         self,
@@ -240,7 +247,7 @@ def _sorted_rows(rows: NDArray[Any], weights: Floats) -> tuple[Floats, Floats]:
     else:
         # Sorting before widening to float64 is twice as fast.
         ordered = np.sort(widen(rows), axis=1)
-    return _frozen(ordered.astype(np.float64)), _frozen(weights)
+    return frozen(ordered.astype(np.float64)), frozen(weights)
 
 
 def _encode(
@@ -259,12 +266,12 @@ def _encode(
         place = (start // block) * stride + (start % block) * options.bits // 8
         sums = np.empty((rows.stop - rows.start, 2))
         encode.encode_blocks(
-            _frozen(values),
+            frozen(values),
             min(block, values.size),
             start,
-            _frozen(table.levels[rows]),
-            _frozen(table.inverse[rows]),
-            _frozen(table.scale[rows]),
+            frozen(table.levels[rows]),
+            frozen(table.inverse[rows]),
+            frozen(table.scale[rows]),
             options.bits,
             np.uint64(seed),
             bounds.unit,
@@ -290,12 +297,12 @@ def _errors(
     for start, part in _block_chunks(x.reshape(-1), block):
         for offset in range(0, part.size, block):
             run = part[offset : offset + block]
-            table = _frozen(levels[(start + offset) // block].astype(np.float64))
-            error, norm = decode.sum_errors(run, table, _frozen(_NO_WEIGHTS), bounds.unit)
+            table = frozen(levels[(start + offset) // block].astype(np.float64))
+            error, norm = decode.sum_errors(run, table, frozen(_NO_WEIGHTS), bounds.unit)
             plain.append(error)
             norms.append(norm)
             if weights.size:
-                run_weights = _frozen(_slice(weights, start + offset, run.size))
+                run_weights = frozen(_slice(weights, start + offset, run.size))
                 weighted.append(decode.sum_errors(run, table, run_weights, bounds.unit)[0])
     total = math.fsum(weighted) if weights.size else math.fsum(plain)
     return total / bounds.unit / bounds.unit, math.fsum(plain), math.fsum(norms)
@@ -304,7 +311,7 @@ def _errors(
 def _chunks(flat: NDArray[Any], size: int = CHUNK) -> Iterator[tuple[int, NDArray[Any]]]:
     """Offsets and pieces of `flat`: native float32 or float64, aligned, read-only."""
     for start in range(0, flat.size, size):
-        yield start, _frozen(np.require(widen(flat[start : start + size]), requirements="A"))
+        yield start, frozen(np.require(widen(flat[start : start + size]), requirements="A"))
 
 
 def _block_chunks(flat: NDArray[Any], block: int) -> Iterator[tuple[int, NDArray[Any]]]:
@@ -323,15 +330,8 @@ def _block_rows(flat: NDArray[Any], block: int) -> Iterator[tuple[int, NDArray[A
         yield whole, np.require(widen(flat[whole:]), requirements="A").reshape(1, -1)
 
 
-def _frozen(array: NDArray[Any]) -> NDArray[Any]:
-    """A read-only view: one array type, hence one compiled variant, for every caller."""
-    view = np.ascontiguousarray(array).view()
-    view.flags.writeable = False
-    return view
-
-
 def _slice(weights: Floats, start: int, size: int) -> Floats:
-    return _frozen(weights[start : start + size] if weights.size else _NO_WEIGHTS)
+    return frozen(weights[start : start + size] if weights.size else _NO_WEIGHTS)
 
 
 def _block_size(x: NDArray[Any], options: QuantizeOptions) -> int:

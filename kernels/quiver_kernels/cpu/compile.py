@@ -38,3 +38,10 @@ def inlined(function: F) -> F:
     For helpers that take numbers: an array argument costs atomic reference counts at every use.
     """
     return cast(F, njit(nogil=True, error_model="numpy", inline="always")(function))
+
+
+def frozen(array: NDArray[Any]) -> NDArray[Any]:
+    """A contiguous read-only view: one array type, hence one compiled variant, for all callers."""
+    view = np.ascontiguousarray(array).view()
+    view.flags.writeable = False
+    return view

@@ -30,6 +30,10 @@ def solve_row(values: Floats, weights: Floats, num_levels: int, accelerated: boo
         return _padded(points, num_levels)
     if num_levels == 2:
         return points[[0, -1]]
+    unit_weights = accelerated and weights.size == 0
+    if unit_weights:
+        # Its closed form needs unit weights; equal neighbours are then points of their own.
+        points, masses = values, np.ones(values.size)
     curve = Curve.of(points, masses)
     found = None
     if points.size > SMALL and not accelerated:
@@ -47,7 +51,7 @@ def solve_row(values: Floats, weights: Floats, num_levels: int, accelerated: boo
             curve.last,
             num_levels,
             accelerated,
-            weights.size == 0 and points.size == values.size,
+            unit_weights,
             path,
         )
     return _padded(np.unique(points[path]), num_levels)

@@ -66,7 +66,7 @@ def _double_step(
             for k in range(low, high + 1):
                 xk, ak = x[k], area[k]
                 b = k
-                if j - k >= 2:
+                if j - k >= 2 and xj > xk:
                     chord = (aj - ak) / (xj - xk)
                     b = k + 1
                     if unit_weights:

@@ -1,0 +1,62 @@
+"""After warm-up no request waits for the compiler, whatever it is made of."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+SCRIPT = """
+import sys
+import numpy as np
+from quiver_kernels import dispatch, wire
+from quiver_kernels.dtypes import WIRE_DTYPES
+from quiver_kernels.options import METHODS, QuantizeOptions
+
+def compiled():
+    return {
+        f"{module}.{name}": len(value.signatures)
+        for module, content in list(sys.modules.items())
+        if module.startswith("quiver_kernels.cpu.")
+        for name, value in vars(content).items()
+        if hasattr(value, "signatures")
+    }
+
+backend = dispatch.load("cpu")
+if "skip" not in sys.argv:
+    backend.warm_up()
+before = compiled()
+rng = np.random.default_rng(0)
+for dtype in WIRE_DTYPES.values():
+    for method in METHODS:
+        for size in (1, 3, 100, 5000):
+            for block_size in (None, 7, 600):
+                for weighted in (False, True):
+                    x = rng.normal(size=2 * size).astype(dtype)[::2]
+                    options = QuantizeOptions.create(
+                        num_levels=11, method=method, seed=5, block_size=block_size
+                    )
+                    weights = rng.random(size) if weighted else None
+                    message = b"\\0" * 3 + b"".join(
+                        wire.encode_quantize_request(x, options, weights)
+                    )
+                    request = wire.decode_quantize_request(memoryview(message)[3:])
+                    q = backend.quantize(request.vector, request.options, request.weights)
+                    backend.levels(request.vector, request.options, request.weights)
+                    backend.dequantize(q)
+                    backend.aggregate([q, q], [1, 2])
+late = {name: (before[name], count) for name, count in compiled().items() if count > before[name]}
+print(late)
+"""
+
+
+def run(*arguments: str) -> str:
+    command = [sys.executable, "-c", SCRIPT, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_nothing_is_compiled_after_warm_up() -> None:
+    assert run() == "{}"
+
+
+def test_without_warm_up_it_is_noticed() -> None:
+    assert "encode_blocks" in run("skip")
