@@ -49,6 +49,7 @@ class Measurement:
     """One server's figures."""
 
     server: str
+    method: str
     body_bytes: int
     answer_bytes: int
     seconds: list[float]
@@ -183,11 +184,13 @@ def livez_milliseconds(server: Server) -> float:
     return statistics.median(times)
 
 
-def measure(servers: Sequence[Server], size: int, bits: int, rounds: int) -> list[Measurement]:
+def measure(
+    servers: Sequence[Server], size: int, bits: int, method: str, rounds: int
+) -> list[Measurement]:
     """Times and peaks of all servers, requests interleaved."""
     rng = np.random.default_rng(0)
     vector = rng.standard_normal(size, dtype=np.float32)
-    options = QuantizeOptions.create(bits=bits, method="approx", seed=7)
+    options = QuantizeOptions.create(bits=bits, method=method, seed=7)
     segments = wire.encode_quantize_request(vector, options)
     small = wire.encode_quantize_request(vector[:1000], options)
     body = sum(len(segment) for segment in segments)
@@ -218,6 +221,7 @@ def measure(servers: Sequence[Server], size: int, bits: int, rounds: int) -> lis
     return [
         Measurement(
             server=server.name,
+            method=method,
             body_bytes=body,
             answer_bytes=answers[server.name],
             seconds=[round(t, 4) for t in times[server.name]],
@@ -236,16 +240,16 @@ def measure(servers: Sequence[Server], size: int, bits: int, rounds: int) -> lis
 def as_markdown(results: Sequence[Measurement]) -> str:
     """The table."""
     rows = [
-        f"| {r.server} | {r.median_seconds:.3f} | {r.median_kernel_seconds:.3f} "
+        f"| {r.method} | {r.server} | {r.median_seconds:.3f} | {r.median_kernel_seconds:.3f} "
         f"| {r.peak_extra_of_body:.2f} |"
         for r in results
     ]
     lines = [
-        f"One request of {results[0].body_bytes / 1e6:.0f} MB (`approx`), median of "
+        f"One request of {results[0].body_bytes / 1e6:.0f} MB, median of "
         f"{len(results[0].seconds)}:",
         "",
-        "| server | seconds | of these in the kernel | peak memory beyond idle, in bodies |",
-        "|---|---|---|---|",
+        "| method | server | seconds | of these kernel | peak memory beyond idle, in bodies |",
+        "|---|---|---|---|---|",
         *rows,
     ]
     return "\n".join(lines)
@@ -256,6 +260,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", type=int, default=100_000_000, help="float32 values")
     parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--methods", nargs="+", default=["approx", "exact"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", "--out", type=Path, help="where to write the results")
     parser.add_argument("--serve-plainly", action="store_true", help=argparse.SUPPRESS)
@@ -267,7 +272,11 @@ def main() -> None:
         started("quiver", [sys.executable, "-m", "quiver_service"]) as ours,
         started("plain FastAPI", [sys.executable, __file__, "--serve-plainly"]) as plain,
     ):
-        results = measure([ours, plain], options.size, options.bits, options.rounds)
+        results = [
+            result
+            for method in options.methods
+            for result in measure([ours, plain], options.size, options.bits, method, options.rounds)
+        ]
     sys.stdout.write(as_markdown(results) + "\n")
     if options.json is not None:
         content: dict[str, Any] = {"servers": [asdict(result) for result in results]}

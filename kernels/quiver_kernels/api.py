@@ -122,6 +122,16 @@ def quantize(
 def dequantize(q: QuantizedVector) -> NDArray[Any]:
     """The decoded vector, in the shape and dtype of the original. O(d); needs only NumPy.
 
+    Parameters
+    ----------
+    q
+        A quantized vector, made here or read from bytes.
+
+    Returns
+    -------
+    ndarray
+        Shape ``q.shape``, dtype ``q.dtype``: for every value the level of its code.
+
     Raises
     ------
     InvalidInput
@@ -146,7 +156,7 @@ def expected_mse(x: ArrayLike, levels: ArrayLike, weights: ArrayLike | None = No
         ``sum_i w_i (b_i - x_i)(x_i - a_i) / d``, in squared units of `x`.
     """
     return dispatch.pick_decoder().expected_mse(
-        as_vector(x), np.asarray(levels, dtype=np.float64), _as_weights(weights)
+        as_vector(x), as_vector(levels, "levels"), _as_weights(weights)
     )
 
 

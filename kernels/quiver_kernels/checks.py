@@ -62,11 +62,7 @@ def finite_range(x: NDArray[Any], field: str = "vector") -> Range:
 
 
 def check_weights(x: NDArray[Any], weights: NDArray[Any] | None) -> NDArray[np.float64]:
-    """Weights as flat float64, divided by their maximum; shape (0,) for None.
-
-    Scaling by the maximum changes no optimum and keeps sums of weights within float64;
-    callers that report a weighted error multiply by `weight_scale`.
-    """
+    """Weights as flat float64; shape (0,) for None."""
     if weights is None:
         return np.empty(0)
     if weights.shape != x.shape:
@@ -88,12 +84,13 @@ def check_weights(x: NDArray[Any], weights: NDArray[Any] | None) -> NDArray[np.f
 
 def check_levels(levels: NDArray[Any], bounds: Range) -> NDArray[np.float64]:
     """A caller's level table as float64: ascending, finite, and bracketing the vector."""
+    wire_name(levels.dtype, "levels")
     table = np.asarray(levels, dtype=np.float64)
     ok = (
         table.ndim == 1
         and table.size >= 2
         and bool(np.isfinite(table).all())
-        and bool((np.diff(table) >= 0).all())
+        and bool((table[1:] >= table[:-1]).all())
     )
     if not ok:
         raise InvalidInput(
@@ -132,7 +129,12 @@ def check_aggregate(
             )
     if weights is None:
         return (1.0 / len(vectors),) * len(vectors)
-    values = [float(w) for w in weights]
+    try:
+        values = [float(w) for w in weights]
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidInput(
+            "weights must hold numbers within float64", code="invalid_weights", field="weights"
+        ) from None
     if len(values) != len(vectors):
         raise InvalidInput(
             f"weights must hold one number per vector, {len(vectors)}; got {len(values)}",

@@ -14,6 +14,10 @@ MIN_BITS, MAX_BITS = 1, 8
 DEFAULT_BITS = 4
 MIN_BINS, MAX_BINS, DEFAULT_BINS = 2, 65_536, 1024
 MAX_SEED = 2**64 - 1
+# Longer vectors are not sorted as a whole: their exact levels come from passes over chunks. With
+# more levels than this the passes would have to collect most of the values, and sorting is faster.
+STREAM_FROM = 1 << 22
+STREAM_LEVELS = 64
 # Drawn seeds stay exact in JSON and in JavaScript numbers.
 DRAWN_SEED_BITS = 53
 
@@ -86,6 +90,10 @@ class QuantizeOptions:
             seed=seed,
             device=_name("device", device, DEVICES),
         )
+
+    def streams(self, size: int) -> bool:
+        """Whether the levels of one table over `size` values are found without sorting them."""
+        return self.method == "exact" and self.num_levels <= STREAM_LEVELS and size > STREAM_FROM
 
     def with_seed(self) -> QuantizeOptions:
         """The same options with a seed: the given one, or one drawn from the system."""

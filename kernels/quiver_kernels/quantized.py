@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from quiver_kernels.dtypes import from_wire, levels_dtype
+from quiver_kernels.dtypes import WIRE_DTYPES, from_wire, levels_dtype
 from quiver_kernels.errors import InvalidInput
 from quiver_kernels.framing import Buffer, Segment, decode_typed, pack
 from quiver_kernels.options import MAX_BITS, MAX_LEVELS, MAX_SEED, MIN_BITS, MIN_LEVELS
@@ -25,6 +25,7 @@ from quiver_kernels.tensors import TensorMessage, byte_view, check_shape, tensor
 WIRE_VERSION = 1
 _MAX_NAME = 32
 _MAX_TIMINGS = 16
+_MAX_TEXT = 200
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -155,9 +156,16 @@ def decode_validated(data: Buffer, decoder: msgspec.msgpack.Decoder[Any]) -> Any
         raise schema_error(error) from None
 
 
-def schema_error(error: msgspec.ValidationError) -> InvalidInput:
-    """A msgspec type error as ours: unknown key, missing key, or wrong type."""
+def schema_error(error: msgspec.ValidationError | UnicodeEncodeError) -> InvalidInput:
+    """A msgspec type error as ours: unknown key, missing key, or wrong type.
+
+    Only an unknown key that is no text at all (a lone surrogate) makes msgspec raise the other.
+    """
+    if isinstance(error, UnicodeEncodeError):
+        return InvalidInput("Object contains an unknown field that is not text", code="unknown_key")
     text = str(error)
+    if len(text) > _MAX_TEXT:
+        text = f"{text[:_MAX_TEXT]}... ({len(text)} characters)"
     if "unknown field" in text:
         return InvalidInput(text, code="unknown_key")
     if "missing required field" in text:
@@ -229,6 +237,12 @@ def _check_ranges(m: QuantizedMessage, where: str) -> None:
         f"must have at most {_MAX_TIMINGS} entries",
         len(m.timings_ms),
     )
+    _require(
+        all(math.isfinite(value) for value in m.timings_ms.values()),
+        f"{where}timings_ms",
+        "must be finite",
+        "NaN or infinity",
+    )
 
 
 def _levels(m: QuantizedMessage, size: int, where: str) -> NDArray[Any]:
@@ -239,7 +253,7 @@ def _levels(m: QuantizedMessage, size: int, where: str) -> NDArray[Any]:
         m.levels.shape == expected,
         f"{name}.shape",
         f"must be {expected}",
-        m.levels.shape,
+        m.levels.shape[:9],
         "size_mismatch",
     )
     wanted = levels_dtype(m.dtype)
@@ -251,8 +265,14 @@ def _levels(m: QuantizedMessage, size: int, where: str) -> NDArray[Any]:
         "unsupported_dtype",
     )
     levels = to_array(m.levels, name)
+    with np.errstate(over="ignore"):
+        decoded = levels.astype(WIRE_DTYPES[m.dtype])
     _require(
-        bool(np.isfinite(levels).all()), name, "must be finite", "NaN or infinity", "invalid_levels"
+        bool(np.isfinite(decoded).all()),
+        name,
+        f"must be finite as {m.dtype}",
+        "NaN or infinity",
+        "invalid_levels",
     )
     _require(
         bool((levels[..., 1:] >= levels[..., :-1]).all()),

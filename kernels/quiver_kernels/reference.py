@@ -218,7 +218,10 @@ class ReferenceBackend:
         total = np.zeros(vectors[0].size)
         for q, share in zip(vectors, shares, strict=True):
             total += share * _decoded(q, np.dtype(np.float64))
-        return total.astype(mean_dtype(vectors)).reshape(vectors[0].shape)
+        # Shares add up to 1 but for rounding, which must not leave the levels' range.
+        low = min(float(q.levels.min()) for q in vectors)
+        high = max(float(q.levels.max()) for q in vectors)
+        return np.clip(total, low, high).astype(mean_dtype(vectors)).reshape(vectors[0].shape)
 
     def warm_up(self) -> None:
         """Nothing to compile."""

@@ -63,7 +63,8 @@ def rounding_table(levels: NDArray[Any]) -> RoundingTable:
             return RoundingTable(np.ascontiguousarray(levels), _inverse(gaps, np.float32), empty)
     # Halves first: the gap of two float64 levels may exceed the largest float64.
     half_gaps = np.diff(exact * 0.5, axis=1)
-    half_gaps = np.where(half_gaps > 0, half_gaps, np.diff(exact, axis=1))
+    with np.errstate(over="ignore"):
+        half_gaps = np.where(half_gaps > 0, half_gaps, np.diff(exact, axis=1))
     exponent = np.frexp(half_gaps)[1]
     scale = np.ldexp(1.0, np.clip(-exponent, -_MAX_EXPONENT, _MAX_EXPONENT))
     scaled_gaps = exact[:, 1:] * scale - exact[:, :-1] * scale

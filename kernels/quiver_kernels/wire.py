@@ -150,7 +150,7 @@ def decode_quantize_json(data: Buffer) -> QuantizeRequest:
         raise MalformedMessage(f"body is not JSON: {error}") from None
     try:
         message = msgspec.convert(parsed, _QuantizeMessage)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:
         raise schema_error(error) from None
     return _quantize_request(message)
 
@@ -166,7 +166,7 @@ def quantize_request_from_raw(data: Buffer, query: Sequence[tuple[str, str]]) ->
         given[key] = value
     try:
         options = msgspec.convert(given, _Options, strict=False)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:
         raise schema_error(error) from None
     vector = vector_from_bin(memoryview(data).cast("B"))
     return QuantizeRequest(_not_empty(vector), None, options.checked())

@@ -18,6 +18,8 @@ from quiver_kernels.wire import AggregateRequest, LevelsRequest, QuantizeRequest
 _SORTING_METHODS = frozenset({"exact", "accelerated"})
 _SORTING_BYTES = 84
 _CHOICE_BYTES = {"exact": 0, "accelerated": 4}
+# Long vectors are streamed: a sample, sums over cells, and the few values that are collected.
+_STREAMING_BYTES = 192 << 20
 _WEIGHT_BYTES = 8
 _SORTED_WEIGHT_BYTES = 24
 # Blocks are solved in groups of about so many values.
@@ -85,7 +87,9 @@ def _working(size: int, options: QuantizeOptions, *, weighted: bool) -> int:
     needed = _table_entries(size, options) * _TABLE_WORKING_BYTES
     if weighted:
         needed += size * _WEIGHT_BYTES
-    if options.method in _SORTING_METHODS:
+    if options.streams(min(size, options.block_size or size)):
+        needed += _STREAMING_BYTES
+    elif options.method in _SORTING_METHODS:
         sorted_at_once = size
         if options.block_size is not None:
             sorted_at_once = min(size, max(options.block_size, _GROUP_VALUES))

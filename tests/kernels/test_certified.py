@@ -84,14 +84,13 @@ def worst_excess(rng: np.random.Generator, count: int, longest: int) -> tuple[fl
 def few_nodes(monkeypatch: pytest.MonkeyPatch, factor: float = 0.3) -> None:
     """Start from fewer nodes than usual, so that small inputs need several stages."""
 
-    def sparse(curve: Curve, links: int) -> Any:
-        nodes, price = original(curve, links)
-        step = max(1, int(nodes.index.size / max(3.0, factor * links * 4)))
-        index = np.unique(np.append(nodes.index[::step], nodes.index[-1]))
-        return certified._Nodes(index, np.ones(index.size - 1, bool)), price
+    def sparse(curve: Curve, count: int, links: int) -> Any:
+        nodes, price = original(curve, count, links)
+        step = max(1, int(nodes.size / max(3.0, factor * links * 4)))
+        return np.unique(np.append(nodes[::step], nodes[-1])), price
 
-    original = certified._first_nodes
-    monkeypatch.setattr(certified, "_first_nodes", sparse)
+    original = certified.spread_nodes
+    monkeypatch.setattr(certified, "spread_nodes", sparse)
 
 
 def test_equals_the_programme_on_hostile_inputs() -> None:

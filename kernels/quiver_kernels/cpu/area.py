@@ -152,6 +152,8 @@ def build_curves(
             count += 1
         counts[row] = count
         if count > 1:
+            # The ends are levels and cost nothing: their weight would only shift the anchor.
+            masses[0] = masses[count - 1] = 0.0
             build_curve(
                 points[row, :count],
                 masses[:count],

@@ -23,7 +23,7 @@ from quiver_kernels.checks import (
     finite_range,
     mean_dtype,
 )
-from quiver_kernels.cpu import approx, decode, encode, exact
+from quiver_kernels.cpu import approx, decode, encode, exact, streaming
 from quiver_kernels.cpu.compile import Floats, frozen
 from quiver_kernels.dtypes import WIRE_DTYPES, levels_dtype, widen, wire_name
 from quiver_kernels.errors import InvalidInput
@@ -137,6 +137,7 @@ class CpuBackend:
         out = np.empty(vectors[0].size, dtype=mean_dtype(vectors))
         tables = [frozen(np.atleast_2d(q.levels).astype(np.float64)) for q in vectors]
         largest = [0] * len(vectors)
+        low, high = min(t.min() for t in tables), max(t.max() for t in tables)
         for start in range(0, out.size, CHUNK):
             stop = min(start + CHUNK, out.size)
             total = np.zeros(stop - start)
@@ -152,7 +153,8 @@ class CpuBackend:
                     total,
                 )
                 largest[i] = max(largest[i], found)
-            out[start:stop] = total
+            # Shares add up to 1 but for rounding, which must not leave the levels' range.
+            out[start:stop] = np.clip(total, low, high)
         for q, found in zip(vectors, largest, strict=True):
             _check_codes(q, found)
         return out.reshape(vectors[0].shape)
@@ -171,6 +173,9 @@ class CpuBackend:
                 self.levels(x, options, weights)
             self.dequantize(q)
             self.aggregate([q], None)
+        exactly = QuantizeOptions.create(bits=3)
+        for given in (_NO_WEIGHTS, weights):
+            _streamed_levels(values, finite_range(values), exactly, given)
         # Levels too far apart for float32 arithmetic take the float64 path.
         extreme = np.array([-3e38, 0, 3e38], np.float32)
         self.quantize(extreme, replace(options, num_levels=2, bits=1), None)
@@ -183,6 +188,7 @@ class CpuBackend:
         weights: Floats,
     ) -> NDArray[Any]:
         name = wire_name(x.dtype)
+        weights = _scaled(weights)
         if options.block_size is None:
             table = _table_levels(x.reshape(-1), bounds, options, weights)[np.newaxis, :]
         else:
@@ -192,14 +198,21 @@ class CpuBackend:
         return snapped[0] if options.block_size is None else snapped
 
 
+def _scaled(weights: Floats) -> Floats:
+    """Weights times a power of two: no optimum changes, and no sum leaves float64."""
+    if weights.size == 0:
+        return weights
+    exponent = -math.frexp(float(weights.max()))[1]
+    return np.ldexp(weights, exponent)
+
+
 def _table_levels(
     flat: NDArray[Any], bounds: Range, options: QuantizeOptions, weights: Floats
 ) -> Floats:
     """Levels of one table over all of `flat`."""
-    if options.method in ("exact", "accelerated"):
-        rows, row_weights = _sorted_rows(flat[np.newaxis, :], weights[np.newaxis, :])
-        accelerated = options.method == "accelerated"
-        return exact.solve_row(rows[0], row_weights[0], options.num_levels, accelerated)
+    streamed = options.streams(flat.size)
+    if options.method in ("exact", "accelerated") and not streamed:
+        return _sorted_levels(flat, options, weights)
     levels = np.empty(options.num_levels)
     count = 0
     for _, part in _chunks(flat):
@@ -209,6 +222,8 @@ def _table_levels(
     if count > 0:
         levels[count:] = levels[count - 1]
         return levels
+    if streamed:
+        return _streamed_levels(flat, bounds, options, weights)
     if options.method == "uniform":
         return approx.grid_points(bounds, options.num_levels)
     grid = np.zeros(options.bins + 1)
@@ -218,6 +233,27 @@ def _table_levels(
     points = np.arange(grid.size, dtype=np.float64)
     chosen = exact.solve_row(points, grid, options.num_levels, accelerated=False)
     return approx.grid_points(bounds, grid.size)[chosen.astype(np.int64)]
+
+
+def _sorted_levels(flat: NDArray[Any], options: QuantizeOptions, weights: Floats) -> Floats:
+    rows, row_weights = _sorted_rows(flat[np.newaxis, :], weights[np.newaxis, :])
+    accelerated = options.method == "accelerated"
+    return exact.solve_row(rows[0], row_weights[0], options.num_levels, accelerated)
+
+
+def _streamed_levels(
+    flat: NDArray[Any], bounds: Range, options: QuantizeOptions, weights: Floats
+) -> Floats:
+    if options.num_levels == 2:
+        return np.array([bounds.low, bounds.high])
+    parts = (part for _, part in _chunks(flat))
+    found = streaming.streamed_levels(
+        lambda: _sorted_chunks(flat, weights),
+        streaming.take_sample(parts, flat.size, options.num_levels),
+        bounds.unit,
+        options.num_levels,
+    )
+    return found[0] if found is not None else _sorted_levels(flat, options, weights)
 
 
 def _block_levels(flat: NDArray[Any], options: QuantizeOptions, weights: Floats) -> Floats:
@@ -248,6 +284,15 @@ def _sorted_rows(rows: NDArray[Any], weights: Floats) -> tuple[Floats, Floats]:
         # Sorting before widening to float64 is twice as fast.
         ordered = np.sort(widen(rows), axis=1)
     return frozen(ordered.astype(np.float64)), frozen(weights)
+
+
+def _sorted_chunks(flat: NDArray[Any], weights: Floats) -> Iterator[tuple[Floats, Floats]]:
+    """Chunks of `flat`, each ascending as float64, with their weights in the same order."""
+    for start, part in _chunks(flat):
+        rows, row_weights = _sorted_rows(
+            part[np.newaxis, :], _slice(weights, start, part.size)[np.newaxis, :]
+        )
+        yield rows[0], row_weights[0]
 
 
 def _encode(
@@ -315,8 +360,13 @@ def _chunks(flat: NDArray[Any], size: int = CHUNK) -> Iterator[tuple[int, NDArra
 
 
 def _block_chunks(flat: NDArray[Any], block: int) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Chunks of whole blocks; a block larger than a chunk is continued in the next."""
-    return _chunks(flat, CHUNK if block >= CHUNK else CHUNK // block * block)
+    """Chunks of whole blocks; a block larger than a chunk is cut into chunks of its own."""
+    if block < CHUNK:
+        yield from _chunks(flat, CHUNK // block * block)
+        return
+    for first in range(0, flat.size, block):
+        for start, part in _chunks(flat[first : first + block], CHUNK):
+            yield first + start, part
 
 
 def _block_rows(flat: NDArray[Any], block: int) -> Iterator[tuple[int, NDArray[Any]]]:

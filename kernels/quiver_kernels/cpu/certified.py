@@ -11,7 +11,7 @@ become nodes, and the cost is that of the priced paths over them: O(n log n) per
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from quiver_kernels.cpu.lagrange import priced_paths, trace
 
 _MIN_NODES = 256
 _PARTS = 4
+_EXTREMES = 32
 _MAX_STAGES = 64
 _MAX_SEARCH = 200
 _POWER_STEPS = 12
@@ -54,11 +55,37 @@ class Certificate:
 
 
 @dataclass(frozen=True, slots=True)
-class _Nodes:
+class Nodes:
     """Candidate positions: point indices, and which cells between them may hold a level."""
 
     index: Ints
     alive: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What one stage found and proved.
+
+    Attributes
+    ----------
+    path
+        Best path over the nodes, as node numbers, and its `cost`.
+    price, passes
+        The price per link it was found at, and the priced passes it took.
+    alive, keep
+        Cells that may still hold a level of an optimal solution, and nodes that may be one.
+    gap, tolerance
+        Upper bound less lower bound, and how much of that may be rounding.
+    """
+
+    path: Ints
+    cost: float
+    price: float
+    passes: int
+    alive: NDArray[np.bool_]
+    keep: NDArray[np.bool_]
+    gap: float
+    tolerance: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,65 +104,134 @@ class _Priced:
     passes: int
 
 
-def certified_path(curve: Curve, links: int) -> tuple[Ints, Certificate] | None:
+def certified_path(
+    curve: Curve, links: int, start: Nodes | None = None, price: float | None = None
+) -> tuple[Ints, Certificate] | None:
     """Point indices of an optimal path of `links` >= 2 links, and the proof's figures.
 
-    The certificate's gap is of the order of rounding. Where costs span so many orders of
-    magnitude that rounding drowns them, the gap says so. None: no path was found at all.
+    Parameters
+    ----------
+    curve
+        Over n > links + 1 points.
+    start, price
+        First nodes and price per link; by default chosen from the curve.
+
+    Returns
+    -------
+    (path, certificate) or None
+        The certificate's gap is of the order of rounding. Where costs span so many orders of
+        magnitude that rounding drowns them, the gap says so. None: no path was found at all.
     """
-    nodes, price = _first_nodes(curve, links)
-    upper, best, passes, most = np.inf, np.empty(0, np.int64), 0, 0
-    for stage in range(1, _MAX_STAGES + 1):
+    if start is None or price is None:
+        count = min(max(_MIN_NODES, int(3.0 * (links + 1) ** 1.5)), curve.x.size)
+        index, price = spread_nodes(curve, count, links)
+        start = Nodes(index, np.ones(index.size - 1, bool))
+    nodes, upper, best, passes, most = start, np.inf, np.empty(0, np.int64), 0, 0
+    for number in range(1, _MAX_STAGES + 1):
         if nodes.index.size <= links:
             nodes = _divide(nodes, np.ones(nodes.index.size, bool))
             continue
         at = _restrict(curve, nodes.index)
-        found = _search_price(at, links, price)
-        if found is None:
+        stage = run_stage(at, _heights(curve, nodes.index), nodes.alive, links, price, upper)
+        if stage is None:
             return None
-        price = found.price
-        passes += found.passes + 1
+        price = stage.price
+        passes += stage.passes
         most = max(most, nodes.index.size)
-        if found.cost < upper:
-            upper, best = found.cost, nodes.index[found.path]
-        noise = _ROUNDING * np.abs(at.x * at.area)
-        through = found.f + _backward(at, price) - noise
-        through[0] = through[-1] = found.total
-        target = upper + price * links
-        tolerance = _SUM_ROUNDING * target + float(noise[found.path[1:-1]].max())
-        alive, eps = _prune(curve, at, nodes, through, price, found.total, target + tolerance)
-        gap = target - found.total + eps
-        undecided = alive & (np.diff(nodes.index) > 1)
-        if gap <= tolerance or not undecided.any():
-            relative = float(gap / upper) if upper > 0 else 0.0
-            return best, Certificate(stage, passes, most, relative)
-        keep = through - eps <= target + tolerance
-        keep[:-1] |= alive
-        keep[1:] |= alive
-        keep[0] = keep[-1] = True
-        nodes = _divide(replace(nodes, alive=alive), keep)
+        if stage.cost < upper:
+            upper, best = stage.cost, nodes.index[stage.path]
+        undecided = stage.alive & (np.diff(nodes.index) > 1)
+        if stage.gap <= stage.tolerance or not undecided.any():
+            relative = float(stage.gap / upper) if upper > 0 else 0.0
+            return best, Certificate(number, passes, most, relative)
+        nodes = _divide(Nodes(nodes.index, stage.alive), stage.keep)
     return None
 
 
-def _first_nodes(curve: Curve, links: int) -> tuple[_Nodes, float]:
-    """Nodes where levels will be, both ends included, and a first price per link.
+def run_stage(
+    at: Curve,
+    heights: Floats,
+    alive: NDArray[np.bool_],
+    links: int,
+    price: float,
+    upper: float = np.inf,
+) -> Stage | None:
+    """Best path over the nodes, and what cannot be part of a better one.
+
+    Parameters
+    ----------
+    at
+        The curve at the nodes.
+    heights
+        How far the chord of each cell may lie above the curve inside it.
+    alive
+        Cells that may hold a level.
+    upper
+        Cost of a solution known before.
+    """
+    found = _search_price(at, links, price)
+    if found is None:
+        return None
+    noise = _ROUNDING * np.abs(at.x * at.area)
+    through = found.f + _backward(at, found.price) - noise
+    through[0] = through[-1] = found.total
+    target = min(upper, found.cost) + found.price * links
+    tolerance = _SUM_ROUNDING * target + float(noise[found.path[1:-1]].max())
+    limit = target + tolerance
+    alive, eps = _prune(at, heights, alive, through, found.price, found.total, limit)
+    keep = through - eps <= limit
+    keep[:-1] |= alive
+    keep[1:] |= alive
+    keep[0] = keep[-1] = True
+    gap = target - found.total + eps
+    return Stage(
+        path=found.path,
+        cost=found.cost,
+        price=found.price,
+        passes=found.passes + 1,
+        alive=alive,
+        keep=keep,
+        gap=gap,
+        tolerance=tolerance,
+    )
+
+
+def spread_nodes(curve: Curve, count: int, links: int) -> tuple[Ints, float]:
+    """About `count` point indices where levels will be, both ends included, and a first price.
 
     Optimal levels have density proportional to the cube root of the data's, so nodes are
     spread evenly in the cells' weight^(1/3) width^(2/3), over a sample of points half evenly
     by rank and half evenly by value. A level's window spans about sqrt(2 s) cells, so nodes
-    are denser than that between levels.
+    must be denser than that between levels. The outermost points are all nodes: a wide cell
+    with a few of them inside would blur the bounds of all others.
     """
     x, n = curve.x, curve.x.size
-    count = min(max(_MIN_NODES, int(3.0 * (links + 1) ** 1.5)), n)
     by_rank = np.linspace(0, n - 1, 4 * count).astype(np.int64)
     by_value = np.searchsorted(x, np.linspace(x[0], x[-1], 4 * count)[:-1])
     sample = np.unique(np.concatenate([by_rank, by_value, [0, n - 1]]))
-    weight = np.diff(curve.slope[sample])
-    law = np.concatenate([[0.0], np.cumsum(np.cbrt(weight) * np.cbrt(np.diff(x[sample])) ** 2)])
+    picks, law = spread(x[sample], np.diff(curve.slope[sample]), count)
+    edge = np.arange(min(_EXTREMES, n))
+    index = np.unique(np.concatenate([sample[picks], edge, n - 1 - edge]))
+    return index, law**3 / 3.0 / links**3
+
+
+def spread(x: Floats, weight: Floats, count: int) -> tuple[Ints, float]:
+    """Numbers of about `count` of the ascending `x`, even in weight^(1/3) width^(2/3).
+
+    `weight` is that between neighbours. Also returns the total of this measure. A stretch that
+    holds more than its part (the gap before an outlier) counts as one part, so that it takes no
+    picks from the others.
+    """
+    measure = np.cbrt(weight) * np.cbrt(np.diff(x)) ** 2
+    for _ in range(_MAX_ROUNDS):
+        part = measure.sum() / count
+        if measure.max() <= 2.0 * part:
+            break
+        measure = np.minimum(measure, part)
+    law = np.concatenate([[0.0], np.cumsum(measure)])
     picks = np.searchsorted(law, np.linspace(0.0, law[-1], count))
-    index = np.unique(np.concatenate([[0], sample[np.minimum(picks, sample.size - 1)], [n - 1]]))
-    price = law[-1] ** 3 / 3.0 / links**3
-    return _Nodes(index, np.ones(index.size - 1, bool)), float(price)
+    ends = np.array([0, x.size - 1])
+    return np.unique(np.concatenate([ends, np.minimum(picks, x.size - 1)])), float(law[-1])
 
 
 def _restrict(curve: Curve, index: Ints) -> Curve:
@@ -234,9 +330,9 @@ def _backward(at: Curve, price: float) -> Floats:
 
 
 def _prune(
-    curve: Curve,
     at: Curve,
-    nodes: _Nodes,
+    heights: Floats,
+    alive: NDArray[np.bool_],
     through: Floats,
     price: float,
     total: float,
@@ -248,8 +344,6 @@ def _prune(
     as cells are given up, so this repeats while it helps.
     """
     cheapest = np.minimum(through[:-1], through[1:])
-    heights = _heights(curve, nodes.index)
-    alive = nodes.alive
     # Before anything is known, an interval may reach across everything.
     reach = np.full(alive.size, alive.size - 1)
     eps = np.inf
@@ -257,7 +351,7 @@ def _prune(
         before = eps
         delta = np.where(alive, heights, 0.0)
         eps = min(eps, rounding_bound(at.x, delta, reach))
-        find_reach(at.x, at.area, price + (target - total) + eps, reach)
+        find_reach(at.x, at.area, delta, price + (target - total) + eps, reach)
         eps = min(eps, rounding_bound(at.x, delta, reach))
         still = alive & (cheapest - eps <= target)
         if np.array_equal(still, alive) and eps > 0.9 * before:
@@ -267,38 +361,43 @@ def _prune(
 
 
 def _heights(curve: Curve, index: Ints) -> Floats:
-    """How far each cell's chord may lie above the curve: the triangle of its end slopes."""
     low, high = index[:-1], index[1:]
-    width = curve.x[high] - curve.x[low]
-    below, above = curve.slope[low], curve.slope[high - 1]
-    chord = (curve.area[high] - curve.area[low]) / width
+    slopes = curve.slope[low], curve.slope[high - 1]
+    heights = chord_heights(curve.x[index], curve.area[index], *slopes)
+    return np.where(high - low > 1, heights, 0.0)
+
+
+def chord_heights(x: Floats, area: Floats, after: Floats, before: Floats) -> Floats:
+    """How far each cell's chord may lie above the curve: the triangle of its end slopes.
+
+    `after` is the slope right of each cell's lower end, `before` that left of its upper end.
+    """
+    width = np.diff(x)
+    chord = np.diff(area) / width
     # Slopes that agree in all digits but the last say nothing about their difference.
-    slopes = np.abs(below) + np.abs(above)
-    unsure = _ROUNDING * (slopes + (curve.area[high] + curve.area[low]) / width)
-    rise = np.maximum(chord - below, 0.0) + unsure
-    fall = np.maximum(above - chord, 0.0) + unsure
-    bend = rise + fall
-    return np.where(
-        (high - low > 1) & (bend > 0), width * rise * fall / np.maximum(bend, 1e-300), 0.0
-    )
+    unsure = _ROUNDING * (np.abs(after) + np.abs(before) + (area[1:] + area[:-1]) / width)
+    rise = np.maximum(chord - after, 0.0) + unsure
+    fall = np.maximum(before - chord, 0.0) + unsure
+    return width * rise * fall / np.maximum(rise + fall, 1e-300)
 
 
 @kernel
-def find_reach(x: Floats, area: Floats, limit: float, reach: Ints) -> None:
-    """reach[c]: the last cell whose level can follow one in cell c; O(m).
+def find_reach(x: Floats, area: Floats, delta: Floats, limit: float, reach: Ints) -> None:
+    """reach[c]: the last cell that an interval which starts in cell c can cover, in part; O(m).
 
     An interval that one more level improves by more than `limit` is in no optimal solution.
     The improvement grows with the interval, so two pointers do; any middle node gives a bound.
+    Where delta is 0 a cell holds no level inside: intervals start and end at its nodes.
     """
-    m = x.size
+    cells = x.size - 1
     far = 0
     middle = 1
-    for c in range(m - 1):
-        k = c + 1
+    for c in range(cells):
+        k = c + 1 if delta[c] > 0.0 else c
         far = max(far, c)
         middle = max(middle, k)
-        while far + 1 < m - 1:
-            j = far + 1
+        while far + 1 < cells:
+            j = far + 1 if delta[far + 1] > 0.0 else far + 2
             if j > k + 1:
                 rise, run = area[j] - area[k], x[j] - x[k]
                 while middle < j - 1 and (area[middle + 1] - area[middle]) * run < rise * (
@@ -349,16 +448,15 @@ def rounding_bound(x: Floats, delta: Floats, reach: Ints) -> float:
     return total
 
 
-def _divide(nodes: _Nodes, keep: NDArray[np.bool_]) -> _Nodes:
+def _divide(nodes: Nodes, keep: NDArray[np.bool_]) -> Nodes:
     """The next stage's nodes: kept ones, and alive cells cut into `_PARTS` by rank.
 
     A dropped node has no alive cell beside it, so the stretch across it is dead.
     """
     index = nodes.index
     low, high = index[:-1][nodes.alive], index[1:][nodes.alive]
-    cuts = [low + (high - low) * part // _PARTS for part in range(_PARTS)]
-    inside = np.unique(np.concatenate([*cuts, high]))
-    merged = np.unique(np.concatenate([inside, index[keep]]))
+    cuts = [low + (high - low) * part // _PARTS for part in range(1, _PARTS)]
+    merged = np.unique(np.concatenate([index[keep], *cuts]))
     # A new cell is alive if it starts inside an alive old one.
     cell = np.searchsorted(index, merged[:-1], side="right") - 1
-    return _Nodes(merged, nodes.alive[cell])
+    return Nodes(merged, nodes.alive[cell])

@@ -34,6 +34,8 @@ def solve_row(values: Floats, weights: Floats, num_levels: int, accelerated: boo
     if unit_weights:
         # Its closed form needs unit weights; equal neighbours are then points of their own.
         points, masses = values, np.ones(values.size)
+    # The ends are levels and cost nothing: their weight would only shift the curve's anchor.
+    masses[0] = masses[-1] = 0.0
     curve = Curve.of(points, masses)
     found = None
     if points.size > SMALL and not accelerated:

@@ -1,0 +1,143 @@
+"""Exact levels in passes over chunks: the same optimum as from the sorted vector."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import quiver_kernels as qk
+from quiver_kernels import options
+from quiver_kernels.cpu import backend, exact, streaming
+
+Floats = NDArray[np.float64]
+SIZE = 20_000
+# Both searches prove a relative gap of at most 1e-8 and reach far less (docs/numerics.md).
+RELATIVE = 1e-9
+
+
+@pytest.fixture
+def streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small chunks and samples, and every vector long enough to be streamed."""
+    monkeypatch.setattr(options, "STREAM_FROM", 0)
+    monkeypatch.setattr(backend, "CHUNK", 1 << 10)
+    monkeypatch.setattr(streaming, "SAMPLE", 2000)
+    monkeypatch.setattr(streaming, "_CELLS_PER_LEVEL", 48)
+    monkeypatch.setattr(streaming, "_EXTREMES_PER_LEVEL", 4)
+
+
+@pytest.fixture
+def never_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where the vector is sorted as a whole after all."""
+
+    def refuse(*_: object) -> Any:
+        raise AssertionError("fell back to sorting the vector")
+
+    monkeypatch.setattr(exact, "solve_row", refuse)
+
+
+def kinds() -> Iterator[tuple[str, Floats]]:
+    rng = np.random.default_rng(11)
+    yield "normal", rng.normal(size=SIZE)
+    yield "lognormal", rng.lognormal(0, 1, SIZE)
+    yield "exponential", rng.exponential(1, SIZE)
+    yield "student", rng.standard_t(2, SIZE)
+    yield "wide", rng.lognormal(0, 5, SIZE)
+    yield "outlier", np.append(rng.normal(size=SIZE), 1e6)
+    yield "two outliers", np.append(rng.normal(size=SIZE), [1e6, -1e6])
+    yield "offset", 1e7 + rng.normal(size=SIZE)
+    yield "integers", rng.integers(0, 3000, SIZE).astype(float)
+    yield "atom", np.where(rng.random(SIZE) < 0.9, 0.5, rng.normal(size=SIZE))
+    yield "sorted", np.sort(rng.normal(size=SIZE))
+    yield "reversed", np.sort(rng.normal(size=SIZE))[::-1].copy()
+    yield "cluster", np.where(rng.random(SIZE) < 0.9, 1e-3, 1.0) * rng.random(SIZE)
+
+
+KINDS = dict(kinds())
+
+
+def cost(x: Floats, levels: Floats, weights: Floats | None = None) -> float:
+    return qk.expected_mse(x, levels, weights)
+
+
+@pytest.mark.parametrize("num_levels", [3, 4, 16, 64])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("streamed", "never_sorted")
+def test_equals_the_sorted_form(
+    kind: str, num_levels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = KINDS[kind]
+    levels = qk.optimal_levels(x, num_levels)
+    monkeypatch.undo()
+    assert levels[0] == x.min()
+    assert levels[-1] == x.max()
+    assert np.isin(levels, x).all()
+    assert cost(x, levels) <= cost(x, qk.optimal_levels(x, num_levels)) * (1 + RELATIVE)
+
+
+@pytest.mark.parametrize("kind", ["normal", "outlier", "integers"])
+@pytest.mark.usefixtures("streamed", "never_sorted")
+def test_weights(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = KINDS[kind]
+    weights = np.random.default_rng(5).choice([0.0, 0.5, 1.0, 7.0], x.size)
+    levels = qk.optimal_levels(x, 12, weights=weights)
+    monkeypatch.undo()
+    best = qk.optimal_levels(x, 12, weights=weights)
+    assert cost(x, levels, weights) <= cost(x, best, weights) * (1 + RELATIVE)
+
+
+@pytest.mark.usefixtures("streamed", "never_sorted")
+def test_several_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = KINDS["lognormal"]
+    passes = []
+    measure = streaming.Cells.of.__func__  # type: ignore[attr-defined]
+
+    def counted(cls: type, *arguments: Any) -> Any:
+        passes.append(1)
+        return measure(cls, *arguments)
+
+    monkeypatch.setattr(streaming, "_MAX_COLLECTED", 300)
+    monkeypatch.setattr(streaming.Cells, "of", classmethod(counted))
+    levels = qk.optimal_levels(x, 16)
+    monkeypatch.undo()
+    assert len(passes) > 1
+    assert cost(x, levels) <= cost(x, qk.optimal_levels(x, 16)) * (1 + RELATIVE)
+
+
+@pytest.mark.usefixtures("streamed")
+def test_the_order_of_values_does_not_matter() -> None:
+    x = KINDS["normal"]
+    shuffled = np.random.default_rng(3).permutation(x)
+    a, b = qk.optimal_levels(x, 16), qk.optimal_levels(shuffled, 16)
+    assert cost(x, a) == pytest.approx(cost(x, b), rel=RELATIVE)
+
+
+@pytest.mark.usefixtures("streamed")
+def test_few_distinct_values_are_all_levels() -> None:
+    x = np.tile([3.0, -1.0, 2.0], 5000)
+    assert qk.optimal_levels(x, 8).tolist() == [-1, 2, 3, 3, 3, 3, 3, 3]
+    assert qk.optimal_levels(np.full(9000, 4.0), 8).tolist() == [4.0] * 8
+
+
+@pytest.mark.usefixtures("streamed", "never_sorted")
+def test_wrong_sums_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = KINDS["lognormal"]
+    add = streaming.add_sorted
+
+    def forgetful(values: Floats, *rest: Any) -> None:
+        add(values[::2], *rest)
+
+    monkeypatch.setattr(streaming, "add_sorted", forgetful)
+    levels = qk.optimal_levels(x, 16)
+    monkeypatch.undo()
+    assert cost(x, levels) > cost(x, qk.optimal_levels(x, 16)) * (1 + 1e-6)
+
+
+def test_long_vectors_are_streamed_in_little_memory() -> None:
+    x = np.random.default_rng(1).normal(size=options.STREAM_FROM + 7).astype(np.float32)
+    levels = qk.optimal_levels(x, 16)
+    best = exact.solve_row(np.sort(x).astype(float), np.empty(0), 16, accelerated=False)
+    assert cost(x, levels) <= cost(x, best) * (1 + RELATIVE)

@@ -1,0 +1,125 @@
+"""docs/wire-format.md tells the truth: its decoder reads every golden file, its bytes are ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import quiver_kernels as qk
+from quiver_kernels import errors, wire
+from quiver_kernels.packing import pack_codes
+from quiver_service.errors import ERROR_KINDS
+
+PAGE = (Path(__file__).parents[2] / "docs" / "wire-format.md").read_text()
+GOLDEN = sorted((Path(__file__).parent / "golden").glob("vector-*.msgpack"))
+
+
+@pytest.fixture(scope="module")
+def decode() -> Callable[[bytes], np.ndarray]:
+    code = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)[0]
+    assert "quiver" not in code
+    names: dict[str, Callable[[bytes], np.ndarray]] = {}
+    exec(compile(code, "wire-format.md", "exec"), names)
+    return names["decode"]
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_the_decoder_of_the_page_reads_golden_files(decode, path: Path):
+    data = path.read_bytes()
+    values = qk.dequantize(qk.QuantizedVector.from_bytes(data))
+
+    assert GOLDEN
+    assert decode(data).shape == values.shape
+    assert np.array_equal(decode(data), values.astype(np.float64))
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_the_decoder_of_the_page_reads_every_width(decode, bits: int):
+    x = np.random.default_rng(bits).normal(size=(3, 29))
+    for block in (None, 10):
+        q = qk.quantize(x, bits=bits, seed=bits, block_size=block)
+        assert np.array_equal(decode(q.to_bytes()), qk.dequantize(q))
+
+
+def test_the_tensor_of_the_page_has_its_bytes():
+    block = next(
+        text for text in re.findall(r"```text\n(.*?)```", PAGE, re.DOTALL) if "map of 3" in text
+    )
+    listed = "".join(re.match(r"((?:[0-9a-f]{2} ?)+)", line)[1] for line in block.splitlines())
+    made = b"".join(wire.encode_tensor(np.array([1.0, -2.5], dtype=np.float32)))
+
+    assert bytes.fromhex(listed) == made
+
+
+def test_the_packed_codes_of_the_page_have_their_bytes():
+    codes = [int(code) for code in re.search(r"^codes((?: +\d)+)$", PAGE, re.MULTILINE)[1].split()]
+    packed = bytes.fromhex(re.search(r"= ((?:[0-9a-f]{2} ?){3}),", PAGE)[1])
+
+    assert pack_codes(np.array(codes, dtype=np.uint8), 3).tobytes() == packed
+
+
+def documented_errors() -> dict[str, int]:
+    section = PAGE.split("## Errors of messages")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \|.*\| (\d+) \|$", section, re.MULTILINE)
+    return {code: int(status) for code, status in rows}
+
+
+def test_every_code_is_documented_with_its_status():
+    named = {
+        code
+        for kind in (errors.MalformedMessage, errors.InvalidInput, errors.BackendUnavailable)
+        for code in re.findall(r"``(\w+)``", kind.__doc__.split("Code")[1])
+    }
+
+    assert set(documented_errors()) == named
+    assert {code: ERROR_KINDS[code].status for code in named} == documented_errors()
+
+
+@pytest.mark.parametrize(
+    ("heading", "names"),
+    [
+        ("## Tensor", {"dtype", "shape", "data"}),
+        (
+            "## Quantize request",
+            {
+                "vector",
+                "bits",
+                "num_levels",
+                "method",
+                "bins",
+                "weights",
+                "block_size",
+                "seed",
+                "device",
+            },
+        ),
+        (
+            "## Quantized vector",
+            {
+                "v",
+                "method",
+                "bits",
+                "num_levels",
+                "shape",
+                "dtype",
+                "block_size",
+                "seed",
+                "levels",
+                "codes",
+                "vnmse",
+                "device",
+                "timings_ms",
+            },
+        ),
+        ("## Levels answer", {"levels", "num_levels", "method", "expected_mse", "vnmse", "device"}),
+        ("## Aggregate request", {"vectors", "weights", "quantize"}),
+    ],
+)
+def test_every_key_is_documented(heading: str, names: set[str]):
+    section = PAGE.split(f"{heading}\n")[1].split("\n## ")[0]
+
+    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == names

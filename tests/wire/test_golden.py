@@ -1,0 +1,211 @@
+"""Messages of version 1 as they were first written: read the same for ever.
+
+The files in golden/ are never rewritten. A new kind of message gets a new file, written once by
+`write_golden`, which leaves the files that exist alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+
+import quiver_kernels as qk
+from quiver_kernels import QuantizedVector, QuantizeOptions, dispatch, wire
+from quiver_kernels.dtypes import WIRE_DTYPES
+from quiver_kernels.packing import unpack_codes
+from quiver_kernels.reference import round_codes
+from quiver_kernels.rounding import rounding_table
+
+GOLDEN = Path(__file__).parent / "golden"
+VECTORS = sorted(path.stem for path in GOLDEN.glob("vector-*.msgpack"))
+OTHERS = {
+    "request-quantize": wire.decode_quantize_request,
+    "request-levels": wire.decode_levels_request,
+    "request-aggregate": wire.decode_aggregate_request,
+    "answer-levels": wire.decode_levels,
+    "tensor": wire.decode_tensor,
+}
+
+# dtype, method, num_levels, block_size, shape: every bit width, type and method among them.
+KINDS: list[tuple[str, str, int, int | None, tuple[int, ...]]] = [
+    ("float32", "exact", 16, None, (37,)),
+    ("float32", "approx", 2, None, (5, 9)),
+    ("float32", "accelerated", 8, 10, (33,)),
+    ("float32", "uniform", 256, None, (300,)),
+    ("float32", "exact", 3, 1, (4,)),
+    ("float32", "exact", 100, 120, (250,)),
+    ("float64", "exact", 5, None, (41,)),
+    ("float64", "approx", 64, 50, (10, 13)),
+    ("float64", "uniform", 33, 7, (23,)),
+    ("float16", "exact", 7, None, (29,)),
+    ("float16", "uniform", 128, 16, (2, 3, 4)),
+    ("bfloat16", "approx", 12, 9, (31,)),
+    ("bfloat16", "accelerated", 4, None, (64,)),
+    ("float32", "exact", 16, None, ()),
+    ("float32", "exact", 16, None, (1, 1)),
+]
+
+
+def golden_messages() -> Iterator[tuple[str, bytes, dict[str, Any]]]:
+    """Name, bytes and expected content of every golden message."""
+    rng = np.random.default_rng(1)
+    made = []
+    for number, (dtype, method, num_levels, block, shape) in enumerate(KINDS):
+        x = (10.0 * rng.standard_t(4, shape)).astype(WIRE_DTYPES[dtype])
+        seed = [0, 7, 2**53 - 1, 2**64 - 1][number % 4]
+        q = qk.quantize(
+            x, num_levels=num_levels, method=method, seed=seed, block_size=block, bins=64
+        )
+        made.append(q)
+        expected = {
+            "fields": {
+                "method": method,
+                "bits": q.bits,
+                "num_levels": num_levels,
+                "shape": list(shape),
+                "dtype": dtype,
+                "block_size": block,
+                "seed": seed,
+                "vnmse": q.vnmse,
+                "device": q.device,
+                "timings_ms": dict(q.timings_ms),
+            },
+            "levels": q.levels.astype(np.float64).tolist(),
+            "codes": q.indices().reshape(-1).tolist(),
+            "decoded": qk.dequantize(q).astype(np.float64).reshape(-1).tolist(),
+            "vector": x.astype(np.float64).reshape(-1).tolist(),
+        }
+        block_name = "whole" if block is None else f"block{block}"
+        name = f"vector-{number:02d}-{dtype}-{method}-{num_levels}-{block_name}"
+        yield name, q.to_bytes(), expected
+    options = QuantizeOptions.create(num_levels=9, method="approx", bins=77, block_size=5, seed=3)
+    vector = np.arange(6, dtype=np.float32).reshape(2, 3)
+    weights = np.array([[1, 0.5, 0], [2, 1, 1]], dtype=np.float16)
+    body = b"".join(wire.encode_quantize_request(vector, options, weights))
+    expected = {"vector": vector.tolist(), "weights": weights.tolist(), "num_levels": 9, "bins": 77}
+    yield "request-quantize", body, expected
+    body = b"".join(wire.encode_quantize_request(vector, options, weights, route="levels"))
+    yield "request-levels", body, expected
+    body = b"".join(wire.encode_aggregate_request([made[0], made[0]], [1.0, 3.0], options))
+    mean = qk.dequantize(made[0]).tolist()
+    yield "request-aggregate", body, {"weights": [1.0, 3.0], "num_levels": 9, "mean": mean}
+    result = wire.LevelsResult(made[6].levels, 5, "exact", 0.375, 0.0625, "cpu")
+    answer = {"levels": made[6].levels.tolist(), "expected_mse": 0.375, "vnmse": 0.0625}
+    yield "answer-levels", b"".join(wire.encode_levels(result)), answer
+    yield "tensor", b"".join(wire.encode_tensor(vector)), {"values": vector.tolist()}
+
+
+def write_golden(folder: Path = GOLDEN) -> None:
+    """Write the golden files that do not exist yet; run by hand for a new kind of message."""
+    for name, data, expected in golden_messages():
+        path = folder / f"{name}.msgpack"
+        if not path.exists():
+            path.write_bytes(data)
+            text = json.dumps(expected, allow_nan=False)
+            path.with_suffix(".json").write_text(text + "\n")
+
+
+def load(name: str) -> tuple[bytes, dict[str, Any]]:
+    path = GOLDEN / f"{name}.msgpack"
+    return path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
+
+
+def test_all_golden_files_are_here():
+    assert len(VECTORS) == len(KINDS)
+    assert {path.stem for path in GOLDEN.glob("*.msgpack")} == {*VECTORS, *OTHERS}
+    assert {path.stem for path in GOLDEN.glob("*.json")} == {*VECTORS, *OTHERS}
+
+
+@pytest.mark.parametrize("name", VECTORS)
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_quantized_vectors_decode_as_ever(name: str, backend: str):
+    data, expected = load(name)
+    q = QuantizedVector.from_bytes(data)
+    decoded = dispatch.load(backend).dequantize(q)
+    fields = {key: getattr(q, key) for key in expected["fields"]}
+
+    assert {**fields, "shape": list(q.shape), "timings_ms": dict(q.timings_ms)} == expected[
+        "fields"
+    ]
+    assert q.levels.astype(np.float64).tolist() == expected["levels"]
+    assert q.indices().reshape(-1).tolist() == expected["codes"]
+    assert decoded.astype(np.float64).reshape(-1).tolist() == expected["decoded"]
+    assert (decoded.dtype, decoded.shape) == (WIRE_DTYPES[q.dtype], q.shape)
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_their_seeds_give_their_codes(name: str):
+    data, expected = load(name)
+    q = QuantizedVector.from_bytes(data)
+    x = np.array(expected["vector"]).astype(np.float64 if q.dtype == "float64" else np.float32)
+    block = q.block_size or q.size
+    tables = np.atleast_2d(q.levels)
+    if not rounding_table(tables).narrow:
+        tables = tables.astype(np.float64)
+    codes = [
+        round_codes(x[i : i + block], tables[i // block], q.seed, i)
+        for i in range(0, q.size, block)
+    ]
+
+    assert np.concatenate(codes).tolist() == expected["codes"]
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_they_are_plain_messagepack(name: str):
+    data, expected = load(name)
+    fields = msgpack.unpackb(data)
+
+    assert fields["v"] == 1
+    assert fields["shape"] == expected["fields"]["shape"]
+    size = max(1, int(np.prod(fields["shape"])))
+    codes = np.frombuffer(fields["codes"], dtype=np.uint8)
+    unpacked = unpack_codes(codes, size, fields["bits"], fields["block_size"])
+    assert unpacked.tolist() == expected["codes"]
+
+
+def test_requests_are_read_as_ever():
+    for name in ("request-quantize", "request-levels"):
+        data, expected = load(name)
+        request = OTHERS[name](data)
+        assert request.vector.tolist() == expected["vector"]
+        assert request.vector.dtype == np.float32
+        assert request.weights.tolist() == expected["weights"]
+        assert request.weights.dtype == np.float16
+        assert request.options.num_levels == expected["num_levels"]
+        assert request.options.bins == expected["bins"]
+        assert request.options.block_size == 5
+        assert request.options.method == "approx"
+        assert request.options.seed == (3 if name == "request-quantize" else None)
+
+
+def test_aggregate_requests_are_read_as_ever():
+    data, expected = load("request-aggregate")
+    request = wire.decode_aggregate_request(data)
+
+    assert list(request.weights) == expected["weights"]
+    assert request.quantize.num_levels == expected["num_levels"]
+    assert qk.aggregate(request.vectors, request.weights).tolist() == expected["mean"]
+
+
+def test_answers_are_read_as_ever():
+    data, expected = load("answer-levels")
+    found = wire.decode_levels(data)
+    tensor, values = load("tensor")
+
+    assert found.levels.tolist() == expected["levels"]
+    assert (found.expected_mse, found.vnmse) == (expected["expected_mse"], expected["vnmse"])
+    assert wire.decode_tensor(tensor).tolist() == values["values"]
+
+
+def test_the_writer_leaves_golden_files_alone(tmp_path: Path):
+    (tmp_path / "tensor.msgpack").write_bytes(b"golden")
+    write_golden(tmp_path)
+
+    assert (tmp_path / "tensor.msgpack").read_bytes() == b"golden"
+    assert len(list(tmp_path.glob("*.msgpack"))) == len(KINDS) + len(OTHERS)
