@@ -162,7 +162,7 @@ class CpuBackend:
     def warm_up(self) -> None:
         """See `dispatch.Backend`."""
         # Enough values that every solver has its turn.
-        values = np.sinh(np.linspace(-3.0, 3.0, 4 * exact.SMALL))
+        values = np.sinh(np.linspace(-3.0, 3.0, exact.SMALL_WORK // 4))
         weights = np.ones(values.size)
         for dtype in WIRE_DTYPES.values():
             x = values.astype(dtype)
@@ -260,11 +260,12 @@ def _block_levels(flat: NDArray[Any], options: QuantizeOptions, weights: Floats)
     """Levels of every block: shape (blocks, s)."""
     assert options.block_size is not None
     levels = np.empty((num_blocks(flat.size, options.block_size), options.num_levels))
+    small = min(options.block_size, flat.size) * options.num_levels <= exact.SMALL_WORK
     for start, rows in _block_rows(flat, options.block_size):
         first = start // options.block_size
         out = levels[first : first + len(rows)]
         row_weights = _slice(weights, start, rows.size).reshape(len(rows), -1)
-        if options.method in ("exact", "accelerated") and rows.shape[1] <= exact.SMALL:
+        if options.method in ("exact", "accelerated") and small:
             ordered = _sorted_rows(rows, row_weights)
             exact.solve_small_rows(*ordered, options.method == "accelerated", out)
             continue

@@ -9,8 +9,8 @@ from quiver_kernels.cpu.certified import certified_path
 from quiver_kernels.cpu.compile import Floats
 from quiver_kernels.cpu.path import best_levels, best_path
 
-# Up to this many points the dynamic programme over all of them is faster than the search.
-SMALL = 512
+# Up to this many points times levels the dynamic programme is faster than the search.
+SMALL_WORK = 60_000
 # A proof with a larger gap is given to the programme to better, if its tables fit.
 _PROVED = 1e-8
 _LARGEST_TABLES = 1 << 30
@@ -38,7 +38,7 @@ def solve_row(values: Floats, weights: Floats, num_levels: int, accelerated: boo
     masses[0] = masses[-1] = 0.0
     curve = Curve.of(points, masses)
     found = None
-    if points.size > SMALL and not accelerated:
+    if points.size * num_levels > SMALL_WORK and not accelerated:
         found = certified_path(curve, num_levels - 1)
     tables = 4 * num_levels * points.size
     if found is not None and (found[1].gap <= _PROVED or tables > _LARGEST_TABLES):
