@@ -25,8 +25,8 @@ def ready_client(engine: Engine | None = None, **values: object) -> TestClient:
     return TestClient(app, raise_server_exceptions=True)
 
 
-def wait_ready(client: TestClient) -> None:
-    deadline = time.monotonic() + 10
+def wait_ready(client: TestClient, seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
     while client.get("/readyz").status_code != 200:
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -47,6 +47,14 @@ def make_client() -> Iterator[Callable[..., TestClient]]:
     yield make
     for client in opened:
         client.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="session")
+def real_client() -> Iterator[TestClient]:
+    """One ready client of an app on the real backends."""
+    with TestClient(create_app(service_fakes.settings())) as shared:
+        wait_ready(shared, 240)
+        yield shared
 
 
 @pytest.fixture(scope="module")

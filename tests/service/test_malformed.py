@@ -51,6 +51,12 @@ GOOD: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def client(real_client: TestClient) -> TestClient:
+    """On the real backends: values are refused there, not in the messages."""
+    return real_client
+
+
 @dataclass(frozen=True)
 class Case:
     """A request and what it must get."""
