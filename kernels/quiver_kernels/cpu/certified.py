@@ -46,12 +46,15 @@ class Certificate:
         Largest number of nodes of a stage.
     gap
         (upper bound - lower bound) / upper bound at the end; of the order of rounding.
+    rounding
+        How much of the cost may be rounding of its largest terms, as a share of it.
     """
 
     stages: int
     passes: int
     most_nodes: int
     gap: float
+    rounding: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +77,9 @@ class Stage:
         The price per link it was found at, and the priced passes it took.
     alive, keep
         Cells that may still hold a level of an optimal solution, and nodes that may be one.
-    gap, tolerance
-        Upper bound less lower bound, and how much of that may be rounding.
+    gap, tolerance, rounding
+        Upper bound less lower bound, how much of that may be rounding of priced costs, and how
+        much rounding of the path's own cost.
     """
 
     path: Ints
@@ -86,6 +90,7 @@ class Stage:
     keep: NDArray[np.bool_]
     gap: float
     tolerance: float
+    rounding: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +147,11 @@ def certified_path(
             upper, best = stage.cost, nodes.index[stage.path]
         undecided = stage.alive & (np.diff(nodes.index) > 1)
         if stage.gap <= stage.tolerance or not undecided.any():
-            relative = float(stage.gap / upper) if upper > 0 else 0.0
-            return best, Certificate(number, passes, most, relative)
+            scale = 1.0 / upper if upper > 0 else 0.0
+            proof = Certificate(
+                number, passes, most, float(stage.gap * scale), stage.rounding * scale
+            )
+            return best, proof
         nodes = _divide(Nodes(nodes.index, stage.alive), stage.keep)
     return None
 
@@ -176,7 +184,8 @@ def run_stage(
     through = found.f + _backward(at, found.price) - noise
     through[0] = through[-1] = found.total
     target = min(upper, found.cost) + found.price * links
-    tolerance = _SUM_ROUNDING * target + float(noise[found.path[1:-1]].max())
+    rounding = float(noise[found.path[1:-1]].max())
+    tolerance = _SUM_ROUNDING * target + rounding
     limit = target + tolerance
     alive, eps = _prune(at, heights, alive, through, found.price, found.total, limit)
     keep = through - eps <= limit
@@ -193,6 +202,7 @@ def run_stage(
         keep=keep,
         gap=gap,
         tolerance=tolerance,
+        rounding=rounding,
     )
 
 

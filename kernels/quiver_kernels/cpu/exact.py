@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from quiver_kernels.cpu.area import Curve, build_curves
-from quiver_kernels.cpu.certified import certified_path
+from quiver_kernels.cpu.certified import Certificate, certified_path
 from quiver_kernels.cpu.compile import Floats
 from quiver_kernels.cpu.path import best_levels, best_path
 
 # Up to this many points times levels the dynamic programme is faster than the search.
 SMALL_WORK = 60_000
-# A proof with a larger gap is given to the programme to better, if its tables fit.
+# A proof with a larger gap than this and rounding is left to the programme, if its tables fit.
 _PROVED = 1e-8
 _LARGEST_TABLES = 1 << 30
 
@@ -40,8 +40,7 @@ def solve_row(values: Floats, weights: Floats, num_levels: int, accelerated: boo
     found = None
     if points.size * num_levels > SMALL_WORK and not accelerated:
         found = certified_path(curve, num_levels - 1)
-    tables = 4 * num_levels * points.size
-    if found is not None and (found[1].gap <= _PROVED or tables > _LARGEST_TABLES):
+    if found is not None and _accepted(found[1], 4 * num_levels * points.size):
         path = found[0]
     else:
         path = np.empty(num_levels, np.int64)
@@ -57,6 +56,10 @@ def solve_row(values: Floats, weights: Floats, num_levels: int, accelerated: boo
             path,
         )
     return _padded(np.unique(points[path]), num_levels)
+
+
+def _accepted(proof: Certificate, tables: int) -> bool:
+    return proof.gap <= _PROVED + proof.rounding or tables > _LARGEST_TABLES
 
 
 def _merge(values: Floats, weights: Floats) -> tuple[Floats, Floats]:
