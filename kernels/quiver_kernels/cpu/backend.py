@@ -112,21 +112,11 @@ class CpuBackend:
         raw = np.dtype(f"u{dtype.itemsize}")
         tables = np.atleast_2d(q.levels).astype(dtype).view(raw)
         out = np.empty(q.size, dtype=dtype)
-        block = q.block_size or q.size
-        largest = 0
+        block = _values_per_table(q)
         for start in range(0, q.size, CHUNK):
             stop = min(start + CHUNK, q.size)
-            found = decode.decode_range(
-                frozen(q.codes),
-                q.bits,
-                block,
-                frozen(tables),
-                start,
-                stop,
-                out.view(raw)[start:stop],
-            )
-            largest = max(largest, found)
-        _check_codes(q, largest)
+            codes = _codes(q, start, stop)
+            decode.look_up(codes, frozen(tables), block, start, out.view(raw)[start:stop])
         return out.reshape(q.shape)
 
     def aggregate(
@@ -136,27 +126,15 @@ class CpuBackend:
         shares = check_aggregate(vectors, weights)
         out = np.empty(vectors[0].size, dtype=mean_dtype(vectors))
         tables = [frozen(np.atleast_2d(q.levels).astype(np.float64)) for q in vectors]
-        largest = [0] * len(vectors)
         low, high = min(t.min() for t in tables), max(t.max() for t in tables)
         for start in range(0, out.size, CHUNK):
             stop = min(start + CHUNK, out.size)
             total = np.zeros(stop - start)
-            for i, (q, table, share) in enumerate(zip(vectors, tables, shares, strict=True)):
-                found = decode.add_range(
-                    frozen(q.codes),
-                    q.bits,
-                    q.block_size or q.size,
-                    table,
-                    share,
-                    start,
-                    stop,
-                    total,
-                )
-                largest[i] = max(largest[i], found)
+            for q, table, share in zip(vectors, tables, shares, strict=True):
+                codes = _codes(q, start, stop)
+                decode.add_scaled(codes, table, share, _values_per_table(q), start, total)
             # Shares add up to 1 but for rounding, which must not leave the levels' range.
             out[start:stop] = np.clip(total, low, high)
-        for q, found in zip(vectors, largest, strict=True):
-            _check_codes(q, found)
         return out.reshape(vectors[0].shape)
 
     def warm_up(self) -> None:
@@ -394,10 +372,19 @@ def _ratio(error: float, norm: float) -> float:
     return max(error, 0.0) / norm if norm > 0 else 0.0
 
 
-def _check_codes(q: QuantizedVector, largest: int) -> None:
+def _values_per_table(q: QuantizedVector) -> int:
+    return q.size if q.block_size is None else min(q.block_size, q.size)
+
+
+def _codes(q: QuantizedVector, start: int, stop: int) -> NDArray[np.uint8]:
+    """Codes of the elements from `start` to `stop`, checked against the table's length."""
+    codes = np.empty(stop - start, np.uint8)
+    decode.unpack_range(frozen(q.codes), q.bits, _values_per_table(q), start, stop, codes)
+    largest = int(codes.max())
     if largest >= q.num_levels:
         raise InvalidInput(
             f"codes must be below num_levels={q.num_levels}; got {largest}",
             code="invalid_codes",
             field="codes",
         )
+    return frozen(codes)

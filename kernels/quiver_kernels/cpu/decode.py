@@ -7,82 +7,72 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quiver_kernels.cpu.compile import Floats, inlined, kernel
-
-
-@inlined
-def _code(packed: NDArray[np.uint8], base: int, i: int, bits: int, mask: int) -> np.int64:
-    # A code spans at most two bytes; the second exists whenever the code reaches into it.
-    bit = i * bits
-    byte = base + (bit >> 3)
-    shift = bit & 7
-    word = np.uint32(packed[byte])
-    if shift + bits > 8:
-        word |= np.uint32(packed[byte + 1]) << np.uint32(8)
-    return np.int64((word >> np.uint32(shift)) & np.uint32(mask))
+from quiver_kernels.cpu.compile import Floats, kernel
 
 
 @kernel
-def decode_range(
+def unpack_range(
     packed: NDArray[np.uint8],
     bits: int,
     block_size: int,
-    tables: NDArray[Any],
     start: int,
     stop: int,
-    out: NDArray[Any],
-) -> int:
-    """Write out[i - start] = tables[block of i, code of i] for start <= i < stop.
-
-    Returns
-    -------
-    int
-        The largest code met. Codes beyond a table's last entry read that entry.
-    """
-    mask = (1 << bits) - 1
-    top = tables.shape[1] - 1
+    codes: NDArray[np.uint8],
+) -> None:
+    """Write the codes of elements start <= i < stop, one a byte; eight are `bits` bytes."""
+    mask = np.uint64((1 << bits) - 1)
     stride = (block_size * bits + 7) // 8
-    largest = 0
     at = start
     while at < stop:
         block = at // block_size
         begin = block * block_size
         end = min(begin + block_size, stop)
-        for i in range(at - begin, end - begin):
-            code = _code(packed, block * stride, i, bits, mask)
-            largest = max(largest, int(code))
-            out[begin + i - start] = tables[block, min(code, top)]
+        # Whole groups of eight from the first at or before `at`.
+        for group in range((at - begin) // 8, (end - begin + 7) // 8):
+            place = block * stride + group * bits
+            left = min(bits, (block + 1) * stride - place, packed.size - place)
+            word = np.uint64(0)
+            for i in range(left):
+                word |= np.uint64(packed[place + i]) << np.uint64(8 * i)
+            first = begin + 8 * group
+            for i in range(max(at - first, 0), min(end - first, 8)):
+                codes[first + i - start] = np.uint8((word >> np.uint64(i * bits)) & mask)
         at = end
-    return largest
 
 
 @kernel
-def add_range(
-    packed: NDArray[np.uint8],
-    bits: int,
-    block_size: int,
+def look_up(
+    codes: NDArray[np.uint8], tables: NDArray[Any], block_size: int, start: int, out: NDArray[Any]
+) -> None:
+    """Write out[i] = tables[block of element start + i, codes[i]]; codes are in range."""
+    at = 0
+    while at < codes.size:
+        block = (start + at) // block_size
+        end = min((block + 1) * block_size - start, codes.size)
+        row = tables[block]
+        for i in range(at, end):
+            out[i] = row[codes[i]]
+        at = end
+
+
+@kernel
+def add_scaled(
+    codes: NDArray[np.uint8],
     tables: Floats,
     weight: float,
+    block_size: int,
     start: int,
-    stop: int,
     total: Floats,
-) -> int:
-    """Add weight * decoded value to total[i - start] in float64; returns the largest code."""
-    mask = (1 << bits) - 1
-    top = tables.shape[1] - 1
-    stride = (block_size * bits + 7) // 8
-    largest = 0
-    at = start
-    while at < stop:
-        block = at // block_size
-        begin = block * block_size
-        end = min(begin + block_size, stop)
-        for i in range(at - begin, end - begin):
-            code = _code(packed, block * stride, i, bits, mask)
-            largest = max(largest, int(code))
-            total[begin + i - start] += weight * tables[block, min(code, top)]
+) -> None:
+    """Add weight * (what `look_up` would write) to `total`, in float64."""
+    at = 0
+    while at < codes.size:
+        block = (start + at) // block_size
+        end = min((block + 1) * block_size - start, codes.size)
+        row = tables[block]
+        for i in range(at, end):
+            total[i] += weight * row[codes[i]]
         at = end
-    return largest
 
 
 @kernel
