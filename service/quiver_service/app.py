@@ -23,6 +23,7 @@ from quiver_service.services import Services
 from quiver_service.settings import Settings
 
 _VERSION_PREFIX = "/v1"
+_CLOSE_SECONDS = 1.0
 
 
 class QuiverApp(FastAPI):
@@ -84,7 +85,8 @@ def _lifespan(services: Services) -> Callable[[FastAPI], AbstractAsyncContextMan
         ).start()
         yield
         services.lifecycle.mark_draining()
-        await asyncio.to_thread(services.engine.close, float(services.settings.grace_seconds))
+        # Requests are answered or have had their grace time: nobody waits for what still runs.
+        await asyncio.to_thread(services.engine.close, _CLOSE_SECONDS)
 
     return lifespan
 
