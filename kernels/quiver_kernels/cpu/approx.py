@@ -9,6 +9,7 @@ are those of the true data, only the positions of levels are restricted (paper, 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,12 @@ from quiver_kernels.cpu.compile import Floats, kernel
 
 def grid_points(bounds: Range, count: int) -> Floats:
     """`count` equally spaced values, exact at both ends even where high - low overflows."""
-    t = np.arange(count) / (count - 1)
-    return bounds.low * (1.0 - t) + bounds.high * t
+    return between(bounds.low, bounds.high, np.arange(count) / (count - 1))
+
+
+def between(low: float | Floats, high: float | Floats, t: Floats) -> Floats:
+    """The values a share `t` of the way from `low` to `high`."""
+    return low * (1.0 - t) + high * t
 
 
 @kernel
@@ -87,3 +92,43 @@ def few_distinct(x: NDArray[Any], found: Floats, count: int) -> int:
         found[low] = value
         count += 1
     return count
+
+
+@kernel
+def split_rows(
+    rows: NDArray[Any],
+    weights: Floats,
+    ends: Floats,
+    grids: Floats,
+    levels: Floats,
+    done: NDArray[np.bool_],
+) -> None:
+    """The first part of `approx` for every row of many short ones.
+
+    Parameters
+    ----------
+    rows, weights
+        Shape (r, n), and the same or (r, 0) for weights of one.
+    ends
+        Out: minimum and maximum of each row, shape (r, 2).
+    grids
+        Out: weights of each row's grid points, shape (r, bins + 1); or (r, 0) for none.
+    levels, done
+        Out: rows with at most s distinct values are done, and have them as levels.
+    """
+    for row in range(rows.shape[0]):
+        count = few_distinct(rows[row], levels[row], 0)
+        done[row] = count > 0
+        if count > 0:
+            levels[row, count:] = levels[row, count - 1]
+            continue
+        low, high = np.float64(rows[row, 0]), np.float64(rows[row, 0])
+        for i in range(rows.shape[1]):
+            low = min(low, np.float64(rows[row, i]))
+            high = max(high, np.float64(rows[row, i]))
+        ends[row, 0], ends[row, 1] = low, high
+        if grids.shape[1] > 0:
+            exponent = math.frexp(max(abs(low), abs(high)))[1]
+            unit = math.ldexp(1.0, max(-1000, min(1000, -exponent)))
+            grids[row, :] = 0.0
+            add_to_grid(rows[row], weights[row], low, high, unit, grids[row])

@@ -34,6 +34,8 @@ from quiver_kernels.rounding import rounding_table
 from quiver_kernels.wire import LevelsResult
 
 CHUNK = 1 << 18
+# Blocks up to this length are solved many at a time, longer ones by a call for each.
+_SHORT = 4096
 _NO_WEIGHTS = np.empty(0)
 
 
@@ -213,6 +215,30 @@ def _table_levels(
     return approx.grid_points(bounds, grid.size)[chosen.astype(np.int64)]
 
 
+def _grid_levels(
+    rows: NDArray[Any], weights: Floats, options: QuantizeOptions, levels: Floats
+) -> None:
+    """Levels of many short rows by ``approx`` or ``uniform``, without a call for each."""
+    points = options.bins + 1 if options.method == "approx" else 0
+    step = max(1, CHUNK // max(points, 1))
+    for first in range(0, len(rows), step):
+        part = slice(first, first + step)
+        count = len(rows[part])
+        ends, grids, done = np.empty((count, 2)), np.empty((count, points)), np.empty(count, bool)
+        approx.split_rows(
+            frozen(rows[part]), frozen(weights[part]), ends, grids, levels[part], done
+        )
+        low, high = ends[~done, :1], ends[~done, 1:]
+        if points:
+            places = np.tile(np.arange(points, dtype=np.float64), (int((~done).sum()), 1))
+            chosen = np.empty((len(places), options.num_levels))
+            exact.solve_small_rows(frozen(places), frozen(grids[~done]), False, chosen)
+            share = chosen / options.bins
+        else:
+            share = np.arange(options.num_levels) / (options.num_levels - 1)
+        levels[part][~done] = approx.between(low, high, share)
+
+
 def _sorted_levels(flat: NDArray[Any], options: QuantizeOptions, weights: Floats) -> Floats:
     rows, row_weights = _sorted_rows(flat[np.newaxis, :], weights[np.newaxis, :])
     accelerated = options.method == "accelerated"
@@ -246,6 +272,9 @@ def _block_levels(flat: NDArray[Any], options: QuantizeOptions, weights: Floats)
         if options.method in ("exact", "accelerated") and small:
             ordered = _sorted_rows(rows, row_weights)
             exact.solve_small_rows(*ordered, options.method == "accelerated", out)
+            continue
+        if options.method not in ("exact", "accelerated") and rows.shape[1] <= _SHORT:
+            _grid_levels(rows, row_weights, options, out)
             continue
         for row, row_weight, target in zip(rows, row_weights, out, strict=True):
             bounds = Range(float(row.min()), float(row.max()))
