@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from quiver_kernels.cpu.compile import Floats, inlined, kernel
 
 TILE = 512
-# Up to this many levels, counting "x >= level" over all levels beats a binary search.
-_COUNTED_LEVELS = 32
 _TWO_32 = 4294967296.0
 
 
@@ -149,21 +147,17 @@ def _encode_tile(
     """Codes of one tile; returns its expected squared error and squared norm."""
     s = levels.size
     count = x.size
-    if s <= _COUNTED_LEVELS:
+    # Binary search for the last level at or below each value, but one halving after the other
+    # for the whole tile, which the compiler vectorises.
+    for i in range(count):
+        codes[i] = 0
+    size = s - 1
+    while size > 1:
+        half = size // 2
         for i in range(count):
-            codes[i] = 0
-        for k in range(1, s - 1):
-            level = levels[k]
-            for i in range(count):
-                codes[i] += np.uint8(x[i] >= level)
-    else:
-        for i in range(count):
-            low, size = 0, s - 1
-            while size > 1:
-                half = size // 2
-                low = low + half if x[i] >= levels[low + half] else low
-                size -= half
-            codes[i] = low
+            at = codes[i] + half
+            codes[i] = at if x[i] >= levels[at] else codes[i]
+        size -= half
 
     error, norm = 0.0, 0.0
     wide = scale.size > 0
