@@ -141,3 +141,23 @@ def test_long_vectors_are_streamed_in_little_memory() -> None:
     levels = qk.optimal_levels(x, 16)
     best = exact.solve_row(np.sort(x).astype(float), np.empty(0), 16, accelerated=False)
     assert cost(x, levels) <= cost(x, best) * (1 + RELATIVE)
+
+
+@pytest.mark.usefixtures("streamed", "never_sorted")
+def test_rare_values_beside_a_few_frequent_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(9)
+    x = rng.choice([-1.0, 0.0, 1.0], 30_000)
+    x[rng.choice(x.size, 40, replace=False)] = rng.uniform(-1, 1, 40)
+    monkeypatch.setattr(streaming, "SAMPLE", 50)
+    levels = qk.optimal_levels(x, 8)
+    monkeypatch.undo()
+    assert cost(x, levels) <= cost(x, qk.optimal_levels(x, 8)) * (1 + RELATIVE)
+
+
+@pytest.mark.usefixtures("streamed")
+def test_a_proof_that_fails_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = KINDS["lognormal"]
+    monkeypatch.setattr(exact, "accepted", lambda _: False)
+    levels = qk.optimal_levels(x, 16)
+    monkeypatch.undo()
+    assert levels.tolist() == qk.optimal_levels(x, 16).tolist()

@@ -257,7 +257,9 @@ def _streamed_levels(
         bounds.unit,
         options.num_levels,
     )
-    return found[0] if found is not None else _sorted_levels(flat, options, weights)
+    if found is None or not exact.accepted(found[1]):
+        return _sorted_levels(flat, options, weights)
+    return found[0]
 
 
 def _block_levels(flat: NDArray[Any], options: QuantizeOptions, weights: Floats) -> Floats:

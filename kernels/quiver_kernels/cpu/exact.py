@@ -40,7 +40,8 @@ def solve_row(values: Floats, weights: Floats, num_levels: int, accelerated: boo
     found = None
     if points.size * num_levels > SMALL_WORK and not accelerated:
         found = certified_path(curve, num_levels - 1)
-    if found is not None and _accepted(found[1], 4 * num_levels * points.size):
+    tables = 4 * num_levels * points.size
+    if found is not None and (accepted(found[1]) or tables > _LARGEST_TABLES):
         path = found[0]
     else:
         path = np.empty(num_levels, np.int64)
@@ -58,8 +59,9 @@ def solve_row(values: Floats, weights: Floats, num_levels: int, accelerated: boo
     return _padded(np.unique(points[path]), num_levels)
 
 
-def _accepted(proof: Certificate, tables: int) -> bool:
-    return proof.gap <= _PROVED + proof.rounding or tables > _LARGEST_TABLES
+def accepted(proof: Certificate) -> bool:
+    """Whether the bounds met, up to the rounding of the cost's own terms."""
+    return proof.gap <= _PROVED + proof.rounding
 
 
 def _merge(values: Floats, weights: Floats) -> tuple[Floats, Floats]:

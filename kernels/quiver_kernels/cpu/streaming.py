@@ -2,9 +2,9 @@
 
 Pass one reduces the vector to sums over cells between some thousands of its values. That
 gives the curve S exactly at these values, so one certified stage over them tells which cells
-can hold a level of an optimal solution: about one in a hundred. Pass two collects the values
-in those cells alone, and the certified search goes on among them (docs/numerics.md). Where
-these are still too many, some of each cell become the points of a finer pass one.
+can hold a level of an optimal solution. Pass two collects the values in those cells alone, and
+the certified search goes on among them (docs/numerics.md). Where these are still too many, some
+of each cell become the points of a finer pass one.
 
 Each chunk is sorted by itself, so that finding its values' cells is a walk.
 """
@@ -175,6 +175,8 @@ def streamed_levels(
 ) -> tuple[Floats, Certificate] | None:
     """Optimal `num_levels` >= 3 levels of a vector given as ascending chunks.
 
+    It must have more distinct values than levels.
+
     Parameters
     ----------
     chunks
@@ -187,12 +189,15 @@ def streamed_levels(
     Returns
     -------
     (levels, certificate) or None
-        None where ties or too few distinct values defeat the search.
+        None where ties defeat the search.
     """
     links = num_levels - 1
     points = _first_points(sample, num_levels)
     if points.size <= num_levels:
-        return None
+        # Nearly all values are equal to one of a few; the rare others are points too.
+        cells = Cells.of(chunks, points, unit)
+        rare, _ = _inside(chunks, points, cells.count > 0, _steps(cells.count[cells.count > 0]))
+        points = np.union1d(points, rare)
     alive = np.ones(points.size - 1, bool)
     price: float | None = None
     for _ in range(_MAX_ROUNDS):
@@ -210,18 +215,22 @@ def streamed_levels(
         price = stage.price
         undecided = stage.alive & (cells.inside > 0)
         # All values inside undecided cells if they are few, else some of each for a finer look.
-        wanted = cells.count[undecided]
-        few = int(wanted.sum()) <= _MAX_COLLECTED
-        parts = max(2, _MAX_COLLECTED // max(wanted.size, 1))
-        steps = np.ones_like(wanted) if few else np.maximum(wanted // parts, 1)
+        steps = _steps(cells.count[undecided])
         values, weights = _inside(chunks, cells.points, undecided, steps)
-        if few:
+        if (steps == 1).all():
             merged, nodes = _with_collected(cells, undecided, stage.alive, values, weights)
             found = certified_path(merged.curve(), links, nodes, price)
             return None if found is None else (merged.points[found[0]], found[1])
         points = np.union1d(cells.points[stage.keep], values)
         alive = stage.alive[np.searchsorted(cells.points, points[:-1], side="right") - 1]
     return None
+
+
+def _steps(counts: Ints) -> Ints:
+    """Which values to take of cells that hold `counts`: all, or every so-manieth of each."""
+    if int(counts.sum()) <= _MAX_COLLECTED:
+        return np.ones_like(counts)
+    return np.maximum(counts // max(2, _MAX_COLLECTED // counts.size), 1)
 
 
 def _inside(
