@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tests.support.strategies import DTYPES, dtype_names, methods, properties, vectors
 
 import quiver_kernels as qk
-from quiver_kernels.cpu import backend
+from quiver_kernels.cpu import backend, chunking
 from quiver_kernels.dtypes import widen
 from quiver_kernels.reference import round_codes
 from quiver_kernels.rounding import rounding_table
@@ -151,7 +151,7 @@ def test_codes_stay_between_the_neighbours():
 
 
 def cut(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr(backend, "CHUNK", chunk)
+    monkeypatch.setattr(chunking, "CHUNK", chunk)
 
 
 @pytest.mark.parametrize("chunk", [8, 64, 1024])
@@ -181,14 +181,14 @@ def test_any_chunk_gives_the_same(
 
 @pytest.mark.parametrize("size", [-9, -8, -1, 0, 1, 7, 8, 9])
 def test_lengths_around_the_true_chunk(size: int):
-    x = np.random.default_rng(2).normal(size=backend.CHUNK + size).astype(np.float32)
+    x = np.random.default_rng(2).normal(size=chunking.CHUNK + size).astype(np.float32)
     q = qk.quantize(x, bits=3, method="uniform", seed=3)
 
     assert np.array_equal(q.indices(), reference_codes(x, q))
 
 
 def test_blocks_larger_than_the_true_chunk():
-    block = backend.CHUNK + 40
+    block = chunking.CHUNK + 40
     x = np.random.default_rng(2).normal(size=2 * block + 77).astype(np.float32)
     x[block:] += 100
     q = qk.quantize(x, bits=4, method="uniform", seed=3, block_size=block)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 import quiver_kernels as qk
 from quiver_kernels import options
-from quiver_kernels.cpu import backend, exact, streaming
+from quiver_kernels.cpu import chunking, exact, streaming
 
 Floats = NDArray[np.float64]
 SIZE = 20_000
@@ -23,7 +23,7 @@ RELATIVE = 1e-9
 def streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small chunks and samples, and every vector long enough to be streamed."""
     monkeypatch.setattr(options, "STREAM_FROM", 0)
-    monkeypatch.setattr(backend, "CHUNK", 1 << 10)
+    monkeypatch.setattr(chunking, "CHUNK", 1 << 10)
     monkeypatch.setattr(streaming, "SAMPLE", 2000)
     monkeypatch.setattr(streaming, "_CELLS_PER_LEVEL", 48)
     monkeypatch.setattr(streaming, "_EXTREMES_PER_LEVEL", 4)
