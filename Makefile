@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
+PEERS := $(VENV)/bench
 PACKAGES := kernels service clients/python
 METADATA := $(PACKAGES:%=%/pyproject.toml)
 LOCKS := build dev service-cpu service-gpu
@@ -13,7 +14,7 @@ TEST_WORKERS ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-docker demo check format bench up down lock clean
+.PHONY: help setup serve test test-docker demo check format bench bench-peers up down lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +51,15 @@ format: setup ## let the formatter and the safe fixes rewrite the code
 
 bench: setup ## run the benchmarks; writes results and the tables and plots in docs/
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+bench-peers: setup $(PEERS)/.stamp ## compare with other quantizers, installed beside the tools
+	$(BIN)/python benchmarks/run.py peers
+
+# Apart from the tools, for PyTorch is as large as all of them; inside .venv, for the same `make clean`.
+$(PEERS)/.stamp: requirements/bench.txt | $(STAMP)
+	@test -x $(PEERS)/bin/python || $(BIN)/python -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --no-deps --no-compile --require-hashes -r requirements/bench.txt
+	@touch $@
 
 up: ## build and start the container, wait until it is healthy (PROFILE=gpu for a GPU)
 	@scripts/compose up

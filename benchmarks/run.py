@@ -25,8 +25,13 @@ from typing import Any
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 DEFAULT = ("kernels",)
-# Scripts that have longer runs to offer.
+# Scripts that have longer runs to offer, or tiny ones, and scripts that draw.
 WITH_FULL = ("kernels",)
+WITH_QUICK = ("paper", "peers", "real", "targets")
+WITH_IMAGES = ("paper",)
+# Scripts that want an environment of their own, which `make bench-peers` makes. Without it they
+# run in this one and say what is missing.
+PYTHONS = {"peers": HERE.parent / ".venv" / "bench" / "bin" / "python"}
 HELPERS = ("run",)
 PACKAGES = ("quiver-kernels", "numpy", "numba")
 
@@ -39,17 +44,31 @@ def available() -> list[str]:
     return sorted(found, key=lambda name: name not in DEFAULT)
 
 
-def run(name: str, *, full: bool) -> Section:
-    """Run one benchmark in a fresh process."""
+def run(name: str, *, full: bool, quick: bool, out: Path) -> Section:
+    """Run one benchmark in a fresh process; its pictures go below `out`."""
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results.json"
-        command = [sys.executable, str(HERE / f"{name}.py"), "--json", str(results)]
+        python = PYTHONS.get(name, Path(sys.executable))
+        environment = dict(os.environ)
+        if not python.exists():
+            python = Path(sys.executable)
+        elif name in PYTHONS:
+            # Our package is not installed there.
+            environment["PYTHONPATH"] = str(HERE.parent / "kernels")
+        command = [str(python), str(HERE / f"{name}.py"), "--json", str(results)]
         if full and name in WITH_FULL:
             command.append("--full")
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        if quick and name in WITH_QUICK:
+            command.append("--quick")
+        if name in WITH_IMAGES:
+            command += ["--images", str(out / "images")]
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, env=environment, check=True
+        )
         return {
             "title": title(name),
-            "command": f"python benchmarks/{name}.py" + (" --full" if "--full" in command else ""),
+            "about": about(name),
+            "command": command_of(name, full=full),
             "date": dt.datetime.now(dt.UTC).date().isoformat(),
             "machine": machine(),
             "markdown": done.stdout.strip(),
@@ -57,10 +76,23 @@ def run(name: str, *, full: bool) -> Section:
         }
 
 
+def command_of(name: str, *, full: bool) -> str:
+    """What one types to measure this again."""
+    if name in PYTHONS:
+        return f"make bench-{name}"
+    return f"make bench ARGS={name}" if not full else f'make bench ARGS="{name} --full"'
+
+
 def title(name: str) -> str:
     """First line of a benchmark's docstring."""
     text = ast.get_docstring(ast.parse((HERE / f"{name}.py").read_text())) or name
     return text.partition("\n")[0].rstrip(".")
+
+
+def about(name: str) -> str:
+    """The rest of that docstring, without how to run the script."""
+    text = ast.get_docstring(ast.parse((HERE / f"{name}.py").read_text())) or ""
+    return text.partition("\n")[2].partition("\nRun ``")[0].strip().replace("``", "`")
 
 
 def machine() -> dict[str, Any]:
@@ -85,11 +117,15 @@ def cpu_model() -> str:
 
 
 def as_markdown(sections: dict[str, Section]) -> str:
-    """The page of all sections."""
+    """The page of all sections, with what they are about, as far as a reader needs it."""
     parts = [
         "# Benchmarks",
-        "Written by `make bench` (`make bench ARGS=--all` for every benchmark); the figures are "
-        "also in [benchmarks.json](benchmarks.json). They hold for the machine named above them.",
+        "Written by `make bench`; the figures are also in [benchmarks.json](benchmarks.json). They "
+        "hold for the machine named above them. To measure again: `make bench-peers` once installs "
+        "the other quantizers (PyTorch among them) into an environment of their own and measures "
+        "them; `make bench ARGS=--all` measures everything, in about a quarter of an hour on two "
+        'quiet cores; `make bench ARGS="targets paper"` measures some. What is not measured again '
+        "stays, with its date.",
     ]
     for section in sections.values():
         found = section["machine"]
@@ -98,6 +134,7 @@ def as_markdown(sections: dict[str, Section]) -> str:
             f"## {section['title']}",
             f"`{section['command']}`, {section['date']}: {found['cpu']}, {found['cpus']} CPUs, "
             f"{found['system']}, Python {found['python']}, {versions}.",
+            *([section["about"]] if section.get("about") else []),
             section["markdown"],
         ]
     return "\n\n".join(parts) + "\n"
@@ -110,21 +147,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", help=f"some of {', '.join(names)}; default: kernels")
     parser.add_argument("--all", action="store_true", help="every benchmark")
     parser.add_argument("--full", action="store_true", help="the largest sizes, too; minutes")
-    parser.add_argument("--out", type=Path, default=DOCS, help="folder of the two files")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes where a script has them")
+    parser.add_argument("--out", type=Path, help="folder of the files; default: docs, or out")
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.names) - set(names))
     if unknown:
         parser.error(f"there is no benchmark {', '.join(unknown)}; there are {', '.join(names)}")
     chosen = names if options.all else options.names or DEFAULT
 
-    options.out.mkdir(parents=True, exist_ok=True)
-    store = options.out / "benchmarks.json"
+    # Figures of tiny sizes are nothing to keep.
+    out = options.out or (HERE.parent / "out" if options.quick else DOCS)
+    out.mkdir(parents=True, exist_ok=True)
+    store = out / "benchmarks.json"
     sections: dict[str, Section] = json.loads(store.read_text()) if store.exists() else {}
     failed = 0
     for name in chosen:
         print(f"== {name}", file=sys.stderr, flush=True)
         try:
-            sections[name] = run(name, full=options.full)
+            sections[name] = run(name, full=options.full, quick=options.quick, out=out)
         except subprocess.CalledProcessError as error:
             print(f"{name} failed with exit code {error.returncode}", file=sys.stderr)
             failed += 1
@@ -132,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(sections[name]["markdown"] + "\n")
     ordered = {name: sections[name] for name in names if name in sections}
     store.write_text(json.dumps(ordered, indent=1) + "\n")
-    (options.out / "benchmarks.md").write_text(as_markdown(ordered))
+    (out / "benchmarks.md").write_text(as_markdown(ordered))
     return failed
 
 

@@ -5,6 +5,7 @@ from quiver_kernels.api import aggregate, dequantize, expected_mse, optimal_leve
 from quiver_kernels.errors import BackendUnavailable, InvalidInput, MalformedMessage, QuiverError
 from quiver_kernels.options import QuantizeOptions
 from quiver_kernels.quantized import QuantizedVector
+from quiver_kernels.sketch import Sketch
 
 __all__ = [
     "BackendUnavailable",
@@ -13,6 +14,7 @@ __all__ = [
     "QuantizeOptions",
     "QuantizedVector",
     "QuiverError",
+    "Sketch",
     "__version__",
     "aggregate",
     "dequantize",

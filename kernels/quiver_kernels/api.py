@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from quiver_kernels import dispatch
+from quiver_kernels import dispatch, sharing
 from quiver_kernels.errors import InvalidInput
-from quiver_kernels.options import DEFAULT_BINS, QuantizeOptions
+from quiver_kernels.options import DEFAULT_BINS, DEFAULT_GRID, QuantizeOptions
 from quiver_kernels.quantized import QuantizedVector
 
 
@@ -21,6 +21,7 @@ def optimal_levels(
     weights: ArrayLike | None = None,
     *,
     bins: int = DEFAULT_BINS,
+    grid: str = DEFAULT_GRID,
     block_size: int | None = None,
     device: str = "auto",
 ) -> NDArray[Any]:
@@ -35,12 +36,16 @@ def optimal_levels(
         Levels per table, s, 2..256.
     method
         ``exact``: optimal, on data points; ``accelerated``: the same optimum by the
-        two-levels-a-step recurrence; ``approx``: optimal on a uniform grid of `bins`
-        cells, without sorting; ``uniform``: equal steps.
+        two-levels-a-step recurrence; ``approx``: optimal among the candidates of a `grid`,
+        without sorting; ``uniform``: equal steps.
     weights
         Non-negative importance of each value, shape of `x`.
     bins
-        Cells of the grid of ``approx``, 2..65536.
+        Cells that the grid of ``approx`` cuts the range into, 2..65536.
+    grid
+        Candidates of ``approx``: ``robust``, the outermost values of these cells, which are
+        cut finer near 0 as floating-point numbers are, and all values of vectors of up to
+        4096; or ``uniform``, the points of a uniform grid (the paper's Apx. QUIVER).
     block_size
         Values that share a table; None: all.
     device
@@ -66,7 +71,12 @@ def optimal_levels(
     ("Optimal and Approximate Adaptive Stochastic Quantization", NeurIPS 2024, section 3).
     """
     options = QuantizeOptions.create(
-        num_levels=num_levels, method=method, bins=bins, block_size=block_size, device=device
+        num_levels=num_levels,
+        method=method,
+        bins=bins,
+        grid=grid,
+        block_size=block_size,
+        device=device,
     )
     return dispatch.pick(device).solve_levels(as_vector(x), options, _as_weights(weights))
 
@@ -80,14 +90,16 @@ def quantize(
     num_levels: int | None = None,
     weights: ArrayLike | None = None,
     bins: int = DEFAULT_BINS,
+    grid: str = DEFAULT_GRID,
     block_size: int | None = None,
     device: str = "auto",
+    threads: int | None = 1,
 ) -> QuantizedVector:
     """Quantize `x`: choose levels, round every value without bias, pack the codes.
 
     Parameters
     ----------
-    x, method, weights, bins, block_size, device
+    x, method, weights, bins, grid, block_size, device
         As for `optimal_levels`.
     bits
         Bits per value, 1..8 (default 4); or give `num_levels`.
@@ -96,6 +108,9 @@ def quantize(
         seed) gives the same codes on any device, thread count or chunking.
     num_levels
         Levels per table, 2..256, instead of `bits`.
+    threads
+        Threads to share the passes over a large vector; None: one per processor. More than
+        the caller's are started for this call only; they change nothing but the time.
 
     Returns
     -------
@@ -112,20 +127,25 @@ def quantize(
         num_levels=num_levels,
         method=method,
         bins=bins,
+        grid=grid,
         block_size=block_size,
         seed=seed,
         device=device,
     )
-    return dispatch.pick(device).quantize(as_vector(x), options.with_seed(), _as_weights(weights))
+    backend = dispatch.pick(device)
+    with sharing.threads(threads):
+        return backend.quantize(as_vector(x), options.with_seed(), _as_weights(weights))
 
 
-def dequantize(q: QuantizedVector) -> NDArray[Any]:
+def dequantize(q: QuantizedVector, *, threads: int | None = 1) -> NDArray[Any]:
     """The decoded vector, in the shape and dtype of the original. O(d); needs only NumPy.
 
     Parameters
     ----------
     q
         A quantized vector, made here or read from bytes.
+    threads
+        As for `quantize`.
 
     Returns
     -------
@@ -137,16 +157,23 @@ def dequantize(q: QuantizedVector) -> NDArray[Any]:
     InvalidInput
         A code points beyond the level table (``invalid_codes``).
     """
-    return dispatch.pick_decoder().dequantize(q)
+    with sharing.threads(threads):
+        return dispatch.pick_decoder().dequantize(q)
 
 
-def expected_mse(x: ArrayLike, levels: ArrayLike, weights: ArrayLike | None = None) -> float:
+def expected_mse(
+    x: ArrayLike,
+    levels: ArrayLike,
+    weights: ArrayLike | None = None,
+    *,
+    threads: int | None = 1,
+) -> float:
     """Expected squared error of unbiased rounding of `x` to `levels`, over d.
 
     Parameters
     ----------
-    x, weights
-        As for `optimal_levels`.
+    x, weights, threads
+        As for `quantize`.
     levels
         Ascending, shape (s,), with ``levels[0] <= min(x)`` and ``max(x) <= levels[-1]``.
 
@@ -155,13 +182,17 @@ def expected_mse(x: ArrayLike, levels: ArrayLike, weights: ArrayLike | None = No
     float
         ``sum_i w_i (b_i - x_i)(x_i - a_i) / d``, in squared units of `x`.
     """
-    return dispatch.pick_decoder().expected_mse(
-        as_vector(x), as_vector(levels, "levels"), _as_weights(weights)
-    )
+    with sharing.threads(threads):
+        return dispatch.pick_decoder().expected_mse(
+            as_vector(x), as_vector(levels, "levels"), _as_weights(weights)
+        )
 
 
 def aggregate(
-    vectors: Sequence[QuantizedVector], weights: Sequence[float] | None = None
+    vectors: Sequence[QuantizedVector],
+    weights: Sequence[float] | None = None,
+    *,
+    threads: int | None = 1,
 ) -> NDArray[Any]:
     """Weighted mean of quantized vectors of one shape, accumulated in float64.
 
@@ -171,13 +202,16 @@ def aggregate(
         At least one; shapes must agree, bits, methods and dtypes may differ.
     weights
         One non-negative number per vector, not all zero; None: equal.
+    threads
+        As for `quantize`.
 
     Returns
     -------
     ndarray
         In the vectors' shape; their dtype, or the widest if they differ.
     """
-    return dispatch.pick_decoder().aggregate(vectors, weights)
+    with sharing.threads(threads):
+        return dispatch.pick_decoder().aggregate(vectors, weights)
 
 
 def as_vector(x: ArrayLike, field: str = "x") -> NDArray[Any]:

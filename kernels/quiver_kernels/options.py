@@ -8,16 +8,18 @@ from dataclasses import dataclass, replace
 from quiver_kernels.errors import InvalidInput
 
 METHODS = ("exact", "approx", "accelerated", "uniform")
+GRIDS = ("robust", "uniform")
 DEVICES = ("auto", "cpu", "gpu")
 MIN_LEVELS, MAX_LEVELS = 2, 256
 MIN_BITS, MAX_BITS = 1, 8
 DEFAULT_BITS = 4
 MIN_BINS, MAX_BINS, DEFAULT_BINS = 2, 65_536, 1024
+DEFAULT_GRID = GRIDS[0]
 MAX_SEED = 2**64 - 1
-# Longer vectors are not sorted as a whole: their exact levels come from passes over chunks. With
-# more levels than this the passes would have to collect most of the values, and sorting is faster.
-STREAM_FROM = 1 << 22
-STREAM_LEVELS = 64
+# Longer vectors are not sorted as a whole: their exact levels come from passes over chunks.
+STREAM_FROM = 1 << 21
+# `approx` takes all values of shorter vectors for candidates.
+APPROX_FROM = 1 << 12
 # Drawn seeds stay exact in JSON and in JavaScript numbers.
 DRAWN_SEED_BITS = 53
 
@@ -33,11 +35,14 @@ class QuantizeOptions:
     bits
         Bits per code, the fewest that hold `num_levels`: 1..8.
     method
-        ``exact`` (optimal levels), ``approx`` (optimal on a uniform grid, Apx. QUIVER),
+        ``exact`` (optimal levels), ``approx`` (optimal among the candidates of a grid),
         ``accelerated`` (the same optimum as ``exact``, Accelerated QUIVER) or
         ``uniform`` (equal steps).
     bins
         Cells of the grid of ``approx``, 2..65536.
+    grid
+        ``robust``: candidates are the outermost values of uniform cells, cut finer near 0 as
+        floating-point numbers are; ``uniform``: the points of a uniform grid, Apx. QUIVER.
     block_size
         Values that share one level table; None: all of them.
     seed
@@ -50,6 +55,7 @@ class QuantizeOptions:
     bits: int
     method: str
     bins: int
+    grid: str
     block_size: int | None
     seed: int | None
     device: str
@@ -62,6 +68,7 @@ class QuantizeOptions:
         num_levels: int | None = None,
         method: str = "exact",
         bins: int = DEFAULT_BINS,
+        grid: str = DEFAULT_GRID,
         block_size: int | None = None,
         seed: int | None = None,
         device: str = "auto",
@@ -86,14 +93,22 @@ class QuantizeOptions:
             bits=(num_levels - 1).bit_length(),
             method=_name("method", method, METHODS),
             bins=_integer("bins", bins, MIN_BINS, MAX_BINS),
+            grid=_name("grid", grid, GRIDS),
             block_size=block_size,
             seed=seed,
             device=_name("device", device, DEVICES),
         )
 
-    def streams(self, size: int) -> bool:
-        """Whether the levels of one table over `size` values are found without sorting them."""
-        return self.method == "exact" and self.num_levels <= STREAM_LEVELS and size > STREAM_FROM
+    @property
+    def spaces_evenly(self) -> bool:
+        """Whether levels are points of a uniform grid, or equal steps themselves."""
+        return self.method == "uniform" or (self.method == "approx" and self.grid == "uniform")
+
+    def sorts(self, size: int) -> bool:
+        """Whether the levels of one table over `size` values are found by sorting them."""
+        if self.method == "approx":
+            return self.grid == "robust" and size <= APPROX_FROM
+        return self.method == "accelerated" or (self.method == "exact" and size <= STREAM_FROM)
 
     def with_seed(self) -> QuantizeOptions:
         """The same options with a seed: the given one, or one drawn from the system."""
@@ -130,10 +145,18 @@ def _shown(number: int) -> str:
     return str(number) if number.bit_length() <= 128 else f"{number.bit_length()} bits"
 
 
-def _name(field: str, value: str, allowed: tuple[str, ...]) -> str:
+def _name(field: str, value: object, allowed: tuple[str, ...]) -> str:
+    if not isinstance(value, str):
+        # Of any type, so not shown: an integer may have too many digits for that.
+        got = "None" if value is None else type(value).__name__
+        raise InvalidInput(
+            f"{field} must be one of {', '.join(allowed)}; got {got}",
+            code="invalid_option",
+            field=field,
+        )
     if value not in allowed:
         raise InvalidInput(
-            f"{field} must be one of {', '.join(allowed)}; got {str(value)[:40]!r}",
+            f"{field} must be one of {', '.join(allowed)}; got {value[:40]!r}",
             code="invalid_option",
             field=field,
         )

@@ -26,6 +26,7 @@ from quiver_kernels.dtypes import WIRE_DTYPES, levels_dtype, widen, wire_name
 from quiver_kernels.errors import InvalidInput
 from quiver_kernels.options import QuantizeOptions
 from quiver_kernels.packing import pack_codes, unpack_codes
+from quiver_kernels.partition import LAYOUTS, Layout, Partition, layout_of
 from quiver_kernels.quantized import QuantizedVector
 from quiver_kernels.rng import random_words
 from quiver_kernels.rounding import rounding_table
@@ -82,20 +83,47 @@ def best_of_candidates(
     return candidates[path[::-1]]
 
 
-def levels_of(
-    x: NDArray[np.float64], weights: NDArray[np.float64], options: QuantizeOptions
+def outermost_of_cells(
+    x: NDArray[np.float64], weights: NDArray[np.float64], bins: int, layout: Layout
 ) -> NDArray[np.float64]:
-    """Levels of one table, float64, shape (s,), by any method."""
+    """Candidates of the robust grid, ascending: the minimum and the maximum of each cell.
+
+    Values of weight 0 are none, but for the ends of the vector.
+    """
+    low, high = float(x.min()), float(x.max())
+    counted = x[(weights > 0) | (x == low) | (x == high)]
+    cells, _ = Partition.of(low, high, 2 * bins, layout).locate(counted)
+    ends = [
+        end
+        for cell in np.unique(cells)
+        for part in [counted[cells == cell]]
+        for end in (part.min(), part.max())
+    ]
+    return np.unique(ends)
+
+
+def levels_of(
+    x: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    options: QuantizeOptions,
+    layout: Layout = LAYOUTS["float64"],
+) -> NDArray[np.float64]:
+    """Levels of one table, float64, shape (s,), by any method; `layout` is that of `x`'s type."""
     s = options.num_levels
     distinct = np.unique(x)
     if distinct.size <= s:
         return np.concatenate([distinct, np.full(s - distinct.size, distinct[-1])])
     bounds = Range(float(distinct[0]), float(distinct[-1]))
     scaled, unit = x * bounds.unit, bounds.unit
-    if options.method in ("exact", "accelerated"):
-        return best_of_candidates(scaled, weights, distinct * unit, s) / unit
     if options.method == "uniform":
         return _steps(bounds, s - 1)
+    if options.method != "approx" or options.sorts(x.size):
+        return best_of_candidates(scaled, weights, distinct * unit, s) / unit
+    if options.grid == "robust":
+        ends = outermost_of_cells(x, weights, options.bins, layout)
+        if ends.size <= s:
+            return np.concatenate([ends, np.full(s - ends.size, bounds.high)])
+        return best_of_candidates(scaled, weights, ends * unit, s) / unit
     edges = _steps(bounds, options.bins)
     if s == 2 or edges.size <= s:
         chosen = edges if s > 2 else edges[[0, -1]]
@@ -137,8 +165,9 @@ class ReferenceBackend:
         given = check_weights(x, weights)
         flat_weights = given if given.size else np.ones(flat.size)
         block = options.block_size or flat.size
+        layout = layout_of(x.dtype)
         rows = [
-            levels_of(flat[i : i + block], flat_weights[i : i + block], options)
+            levels_of(flat[i : i + block], flat_weights[i : i + block], options, layout)
             for i in range(0, flat.size, block)
         ]
         name = wire_name(x.dtype)

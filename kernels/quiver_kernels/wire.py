@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from quiver_kernels.errors import InvalidInput, MalformedMessage
 from quiver_kernels.framing import Buffer, Segment, pack
-from quiver_kernels.options import DEFAULT_BINS, QuantizeOptions
+from quiver_kernels.options import DEFAULT_BINS, DEFAULT_GRID, QuantizeOptions
 from quiver_kernels.quantized import (
     QuantizedMessage,
     QuantizedVector,
@@ -88,6 +88,7 @@ class _Options(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     num_levels: int | None = None
     method: str = "exact"
     bins: int = DEFAULT_BINS
+    grid: str = DEFAULT_GRID
     block_size: int | None = None
     seed: int | None = None
     device: str = "auto"
@@ -98,6 +99,7 @@ class _Options(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
             num_levels=self.num_levels,
             method=self.method,
             bins=self.bins,
+            grid=self.grid,
             block_size=self.block_size,
             seed=self.seed,
             device=self.device,
@@ -318,7 +320,7 @@ def encode_aggregate_request(
 
 
 def _option_fields(options: QuantizeOptions) -> dict[str, Any]:
-    return {
+    fields: dict[str, Any] = {
         "num_levels": options.num_levels,
         "method": options.method,
         "bins": options.bins,
@@ -326,6 +328,10 @@ def _option_fields(options: QuantizeOptions) -> dict[str, Any]:
         "seed": options.seed,
         "device": options.device,
     }
+    # A service older than this key refuses it, so it is left out where it says nothing new.
+    if options.grid != DEFAULT_GRID:
+        fields["grid"] = options.grid
+    return fields
 
 
 # -- answers, read by a client ----------------------------------------------------------

@@ -15,11 +15,15 @@ from quiver_kernels.wire import AggregateRequest, LevelsRequest, QuantizeRequest
 # Upper estimates for the CPU's kernels. The optimal methods sort the values as float64 and keep
 # eight arrays beside them; the dynamic programme of `accelerated` adds two 32-bit choices per
 # value and step of two levels.
-_SORTING_METHODS = frozenset({"exact", "accelerated"})
 _SORTING_BYTES = 84
-_CHOICE_BYTES = {"exact": 0, "accelerated": 4}
-# Long vectors are streamed: a sample, sums over cells, and the few values that are collected.
+_CHOICE_BYTES = {"accelerated": 4}
+# Long vectors are streamed: sums over cells, and the few values that are collected.
 _STREAMING_BYTES = 192 << 20
+# `approx` counts into a table that spans the binades of the values' type (by its bytes), and
+# searches among cells, or makes a uniform grid.
+_COUNTING_BYTES = {4: 5 << 18, 8: 11 << 20}
+_CELL_BYTES = 384
+_GRID_BYTES = 128
 _WEIGHT_BYTES = 8
 _SORTED_WEIGHT_BYTES = 24
 # Blocks are solved in groups of about so many values.
@@ -52,8 +56,10 @@ def of_quantize(request: QuantizeRequest) -> Footprint:
 def of_levels(request: LevelsRequest) -> Footprint:
     """Footprint of ``/levels``: level tables and the solver's memory."""
     size, options = request.vector.size, request.options
-    tables = _table_entries(size, options) * levels_dtype(wire_name(request.vector.dtype)).itemsize
-    return Footprint(tables, _working(size, options, weighted=request.weights is not None))
+    itemsize = levels_dtype(wire_name(request.vector.dtype)).itemsize
+    tables = _table_entries(size, options) * itemsize
+    weighted = request.weights is not None
+    return Footprint(tables, _working(size, itemsize, options, weighted=weighted))
 
 
 def of_dequantize(q: QuantizedVector) -> Footprint:
@@ -75,24 +81,31 @@ def of_aggregate(request: AggregateRequest) -> Footprint:
 
 def _of_quantized(size: int, dtype: str, options: QuantizeOptions, *, weighted: bool) -> Footprint:
     codes = packed_size(size, options.bits, options.block_size)
-    tables = _table_entries(size, options) * levels_dtype(dtype).itemsize
-    return Footprint(codes + tables, _working(size, options, weighted=weighted))
+    itemsize = levels_dtype(dtype).itemsize
+    tables = _table_entries(size, options) * itemsize
+    return Footprint(codes + tables, _working(size, itemsize, options, weighted=weighted))
 
 
 def _table_entries(size: int, options: QuantizeOptions) -> int:
     return num_blocks(size, options.block_size) * options.num_levels
 
 
-def _working(size: int, options: QuantizeOptions, *, weighted: bool) -> int:
+def _working(size: int, itemsize: int, options: QuantizeOptions, *, weighted: bool) -> int:
     needed = _table_entries(size, options) * _TABLE_WORKING_BYTES
     if weighted:
         needed += size * _WEIGHT_BYTES
-    if options.streams(min(size, options.block_size or size)):
-        needed += _STREAMING_BYTES
-    elif options.method in _SORTING_METHODS:
+    at_once = min(size, options.block_size or size)
+    if options.sorts(at_once):
         sorted_at_once = size
         if options.block_size is not None:
             sorted_at_once = min(size, max(options.block_size, _GROUP_VALUES))
-        per_value = _SORTING_BYTES + _CHOICE_BYTES[options.method] * options.num_levels
+        per_value = _SORTING_BYTES + _CHOICE_BYTES.get(options.method, 0) * options.num_levels
         needed += sorted_at_once * (per_value + (_SORTED_WEIGHT_BYTES if weighted else 0))
+    elif options.method == "exact":
+        needed += _STREAMING_BYTES
+    elif options.method == "approx" and not options.spaces_evenly:
+        needed += _COUNTING_BYTES[itemsize] * (2 if weighted else 1)
+        needed += min(_CELL_BYTES * options.bins, _SORTING_BYTES * at_once)
+    elif options.method == "approx":
+        needed += _GRID_BYTES * options.bins
     return needed

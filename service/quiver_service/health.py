@@ -13,6 +13,7 @@ from quiver_kernels import wire
 from quiver_kernels.dtypes import WIRE_DTYPES
 from quiver_kernels.options import (
     DEVICES,
+    GRIDS,
     MAX_BINS,
     MAX_BITS,
     MAX_LEVELS,
@@ -78,6 +79,7 @@ def describe(services: Services) -> dict[str, Any]:
         "version": __version__,
         "wire_version": WIRE_VERSION,
         "methods": list(METHODS),
+        "grids": list(GRIDS),
         "dtypes": list(WIRE_DTYPES),
         "devices": {name: services.engine.devices.get(name, False) for name in DEVICES[1:]},
         "media_types": list(wire.MEDIA_TYPES),

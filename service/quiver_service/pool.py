@@ -6,13 +6,15 @@ another process.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from quiver_kernels import sharing
 from quiver_service.errors import ServiceError
 
 T = TypeVar("T")
@@ -39,6 +41,8 @@ class WorkerPool:
         self.threads = threads
         self.queue_size = queue_size
         self._waiting: deque[_Job] = deque()
+        # What running jobs let idle threads do; in turn, one step at a time, after all jobs.
+        self._lent: deque[Callable[[], bool]] = deque()
         self._running = 0
         self._closing = False
         self._changed = threading.Condition()
@@ -93,6 +97,21 @@ class WorkerPool:
         future.add_done_callback(self._forget)
         return future
 
+    @contextlib.contextmanager
+    def lend(self, step: Callable[[], bool]) -> Iterator[None]:
+        """Let threads without a job call `step` while the context lasts.
+
+        They look for a waiting job after every step, so a step should be short.
+        """
+        with self._changed:
+            self._lent.append(step)
+            self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed, contextlib.suppress(ValueError):
+                self._lent.remove(step)
+
     def close(self, timeout: float) -> bool:
         """Refuse new jobs, wait for those that are here, stop the threads.
 
@@ -145,7 +164,8 @@ class WorkerPool:
     def _work(self) -> None:
         while (job := self._take()) is not None:
             try:
-                _run(job)
+                with sharing.helped_by(self):
+                    _run(job)
             finally:
                 # The name would keep the job's buffers until the next one comes.
                 del job
@@ -154,12 +174,22 @@ class WorkerPool:
                     self._changed.notify_all()
 
     def _take(self) -> _Job | None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closing)
-            if not self._waiting:
-                return None
-            self._running += 1
-            return self._waiting.popleft()
+        """The next job, with steps of other threads' jobs until it comes; None: no more come."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closing or self._lent)
+                if self._waiting:
+                    self._running += 1
+                    return self._waiting.popleft()
+                if not self._lent:
+                    return None
+                step = self._lent[0]
+                self._lent.rotate(-1)
+            if not step():
+                with self._changed, contextlib.suppress(ValueError):
+                    self._lent.remove(step)
+            # The name would keep the vector until the next job comes.
+            del step
 
 
 def _run(job: _Job) -> None:

@@ -12,7 +12,9 @@ from quiver_kernels.dtypes import WIRE_DTYPES
 from quiver_kernels.options import (
     DEFAULT_BINS,
     DEFAULT_BITS,
+    DEFAULT_GRID,
     DEVICES,
+    GRIDS,
     MAX_BINS,
     MAX_BITS,
     MAX_LEVELS,
@@ -94,7 +96,7 @@ _OPTIONS: Json = {
         "enum": list(METHODS),
         "default": "exact",
         "description": "`exact`: provably optimal levels. `accelerated`: the same optimum by "
-        "another recurrence. `approx`: optimal on a uniform grid of `bins` cells, without "
+        "another recurrence. `approx`: optimal among the candidates of a `grid`, without "
         "sorting; for long vectors. `uniform`: equal steps.",
     },
     "bins": {
@@ -102,7 +104,15 @@ _OPTIONS: Json = {
         "minimum": MIN_BINS,
         "maximum": MAX_BINS,
         "default": DEFAULT_BINS,
-        "description": "Cells of the grid of `approx`.",
+        "description": "Cells that the grid of `approx` cuts the range into.",
+    },
+    "grid": {
+        "type": "string",
+        "enum": list(GRIDS),
+        "default": DEFAULT_GRID,
+        "description": "Candidates of `approx`. `robust`: the outermost values of its cells, which "
+        "are cut finer near 0 as floating-point numbers are. `uniform`: the points of a uniform "
+        "grid.",
     },
     "block_size": {
         "type": ["integer", "null"],
@@ -299,6 +309,7 @@ COMPONENTS: Json = {
             "version": {"type": "string"},
             "wire_version": {"type": "integer"},
             "methods": {"type": "array", "items": {"type": "string"}},
+            "grids": {"type": "array", "items": {"type": "string"}},
             "dtypes": {"type": "array", "items": {"type": "string"}},
             "devices": {"type": "object", "additionalProperties": {"type": "boolean"}},
             "media_types": {"type": "array", "items": {"type": "string"}},

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from quiver_client import AsyncClient, QuantizedVector, QuantizeOptions, connect, errors
+from quiver_kernels.options import GRIDS
 
 RNG = np.random.default_rng(5)
 VECTOR = RNG.lognormal(size=3000).astype(np.float32)
 OTHER = RNG.normal(size=3000).astype(np.float32)
+LONG = RNG.normal(100, 1, size=9000).astype(np.float32)
 
 
 class Blocking:
@@ -66,6 +68,8 @@ def same_vectors(found: list[QuantizedVector]) -> None:
         {"bits": 8},
         {"num_levels": 5},
         {"method": "approx", "bins": 100},
+        {"method": "approx", "grid": "robust", "num_levels": 9},
+        {"method": "approx", "grid": "uniform", "num_levels": 9},
         {"method": "uniform"},
         {"method": "accelerated"},
         {"block_size": 1000},
@@ -105,6 +109,26 @@ def test_levels(clients: list[Any]) -> None:
         )
 
 
+def test_grids(clients: list[Any]) -> None:
+    for grid in GRIDS:
+        found = [client.levels(LONG, 8, "approx", bins=16, grid=grid) for client in clients]
+        for client, result in zip(clients, found, strict=True):
+            np.testing.assert_array_equal(result.levels, found[0].levels)
+            levels = client.optimal_levels(LONG, 8, "approx", bins=16, grid=grid)
+            np.testing.assert_array_equal(levels, result.levels)
+    default = [client.optimal_levels(LONG, 8, "approx", bins=16) for client in clients]
+    robust, uniform = (
+        clients[0].optimal_levels(LONG, 8, "approx", bins=16, grid=grid) for grid in GRIDS
+    )
+    assert all(np.array_equal(levels, robust) for levels in default)
+    assert not np.array_equal(robust, uniform)
+    # A mean that is quantized again has the grid asked for, too.
+    vectors = [clients[0].quantize(x, bits=4, seed=3) for x in (LONG, -LONG)]
+    for grid in GRIDS:
+        options = QuantizeOptions.create(bits=3, method="approx", bins=16, grid=grid, seed=1)
+        same_vectors([client.aggregate(vectors, quantize=options) for client in clients])
+
+
 def test_aggregate(clients: list[Any]) -> None:
     vectors = [clients[0].quantize(x, bits=4, seed=3) for x in (VECTOR, OTHER)]
     for weights in (None, [1.0, 3.0]):
@@ -126,6 +150,8 @@ def test_seeds_are_drawn_and_differ(clients: list[Any]) -> None:
         ((VECTOR,), {"bits": 9}),
         ((VECTOR,), {"bits": 2, "num_levels": 4}),
         ((VECTOR,), {"method": "none"}),
+        ((VECTOR,), {"grid": "none"}),
+        ((VECTOR,), {"grid": 5}),
         ((VECTOR,), {"seed": -1}),
         ((VECTOR,), {"device": "gpu"}),
         (([],), {}),
@@ -134,7 +160,7 @@ def test_seeds_are_drawn_and_differ(clients: list[Any]) -> None:
         ((VECTOR,), {"weights": -np.ones_like(VECTOR)}),
         ((["a"],), {}),
     ],
-    ids=range(10),
+    ids=range(12),
 )
 def test_one_except_does_for_all(
     clients: list[Any], arguments: tuple[Any, ...], named: dict[str, Any]

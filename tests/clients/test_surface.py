@@ -58,4 +58,6 @@ def test_the_functions_of_the_library_have_the_same_parameters() -> None:
     for name in ("quantize", "optimal_levels"):
         theirs = inspect.signature(getattr(quiver_kernels, name)).parameters
         ours = inspect.signature(getattr(Client, name)).parameters
-        assert list(ours.values())[1:] == list(theirs.values())
+        # A service, or a process that computes for itself, has threads of its own.
+        shared = [value for key, value in theirs.items() if key != "threads"]
+        assert list(ours.values())[1:] == shared

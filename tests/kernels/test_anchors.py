@@ -86,7 +86,8 @@ def digits(value: float) -> str:
 
 
 def vnmse(x: NDArray[np.float32], num_levels: int, method: str, bins: int = 1024) -> float:
-    return qk.quantize(x, num_levels=num_levels, method=method, bins=bins, seed=0).vnmse
+    q = qk.quantize(x, num_levels=num_levels, method=method, bins=bins, grid="uniform", seed=0)
+    return q.vnmse
 
 
 @pytest.mark.parametrize("exponent", EXPONENTS)

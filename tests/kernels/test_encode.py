@@ -15,6 +15,7 @@ import quiver_kernels as qk
 from quiver_kernels.cpu import backend, chunking
 from quiver_kernels.dtypes import widen
 from quiver_kernels.reference import round_codes
+from quiver_kernels.rng import random_words
 from quiver_kernels.rounding import rounding_table
 
 
@@ -139,12 +140,59 @@ def test_values_on_a_level_never_move(method: str, dtype: str):
         assert np.array_equal(decoded[placed], on_levels[placed])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("num_levels", [6, 16, 100, 256])
+def test_levels_of_very_uneven_distance(dtype: str, num_levels: int):
+    rng = np.random.default_rng(4)
+    x = np.sinh(rng.normal(size=40_000) * 6)
+    x[:3] = -1e25, 1e30, 1e-30
+    for values in (x, np.append(rng.normal(size=40_000), 1e9), np.repeat([0.0, 1, 2], 20_000)):
+        vector = values.astype(dtype)
+        for method in ("exact", "uniform"):
+            q = qk.quantize(vector, num_levels=num_levels, method=method, seed=8)
+            assert np.array_equal(q.indices(), reference_codes(vector, q))
+
+
 def test_codes_stay_between_the_neighbours():
     x = sample("float32", 20_000)
     q = qk.quantize(x, bits=4, seed=1)
     below = np.clip(np.searchsorted(q.levels, x, side="right") - 1, 0, 14)
 
     assert set((q.indices() - below).tolist()) <= {0, 1}
+
+
+# -- the threshold, to the bit -------------------------------------------------------------
+
+
+def around_the_words(dtype: str, top: float, seed: int) -> tuple[NDArray, NDArray[np.uint32]]:
+    """Values whose probability to go up, in [0, `top`], is next to their own random word."""
+    words = random_words(seed, 0, 60_000)
+    x = (words / 2.0**32 * top).astype(DTYPES[dtype])
+    for part, towards in ((x[:20_000], 0), (x[20_000:40_000], top)):
+        part[:] = np.nextafter(part, part.dtype.type(towards))
+    x[:2] = 0, top
+    return x, words
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_word_next_to_the_threshold_decides_as_the_rule_says(dtype: str):
+    x, words = around_the_words(dtype, 1.0, 21)
+    q = qk.quantize(x, bits=1, seed=21)
+    threshold = np.floor(x.astype(np.float64) * 2**32)
+
+    assert np.array_equal(q.indices(), (words < threshold) | (x >= 1))
+    assert not np.array_equal(q.indices(), (words <= threshold) | (x >= 1))
+
+
+@pytest.mark.parametrize("top", [3.0, 1.1, 2.0**99 * 1.9, 2.0**-100 * 1.1])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_thresholds_of_rounded_probabilities(dtype: str, top: float):
+    top = float(DTYPES[dtype].type(top))
+    for seed in range(5):
+        x, _ = around_the_words(dtype, top, seed)
+        x[2:200] = np.nextafter(x.dtype.type(top), x.dtype.type(0))
+        q = qk.quantize(x, bits=1, seed=seed)
+        assert np.array_equal(q.indices(), reference_codes(x, q))
 
 
 # -- chunks and threads -------------------------------------------------------------------

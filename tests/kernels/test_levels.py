@@ -24,7 +24,7 @@ from tests.support.strategies import (
 
 import quiver_kernels as qk
 from quiver_kernels.dispatch import Backend
-from quiver_kernels.options import QuantizeOptions
+from quiver_kernels.options import GRIDS, QuantizeOptions
 
 
 def cost(x, levels, weights=None) -> Fraction:
@@ -184,32 +184,35 @@ def test_integer_weights_are_repetitions(x, s: int, data):
 
 
 @properties
-@given(weighted_vectors(), level_counts, st.integers(2, 200))
-def test_the_grid_is_no_better_than_the_optimum(problem, s: int, bins: int):
+@given(weighted_vectors(), level_counts, st.integers(2, 200), st.sampled_from(GRIDS))
+def test_no_grid_is_better_than_the_optimum(problem, s: int, bins: int, grid: str):
     x, weights = problem
     exact = cost(x, qk.optimal_levels(x, s, "exact", weights), weights)
-    approx = cost(x, qk.optimal_levels(x, s, "approx", weights, bins=bins), weights)
+    approx = cost(x, qk.optimal_levels(x, s, "approx", weights, bins=bins, grid=grid), weights)
 
     assert approx >= exact * (1 - Fraction(1e-12))
 
 
 @properties
 @given(vectors(min_size=4, max_size=60), st.integers(2, 10), st.integers(16, 300))
-def test_the_grid_keeps_the_bound_of_the_paper(x, s: int, bins: int):
+def test_the_uniform_grid_keeps_the_bound_of_the_paper(x, s: int, bins: int):
     # Twice the levels on the grid cost at most the optimum and d range^2 / (4 m^2).
     optimum = cost(x, qk.optimal_levels(x, s))
-    approx = cost(x, qk.optimal_levels(x, 2 * s - 2, "approx", bins=bins)) if s > 2 else optimum
+    approx = optimum
+    if s > 2:
+        approx = cost(x, qk.optimal_levels(x, 2 * s - 2, "approx", bins=bins, grid="uniform"))
     spread = Fraction(float(x.max())) - Fraction(float(x.min()))
 
     assert approx <= (optimum + x.size * spread**2 / (4 * bins**2)) * (1 + Fraction(1e-12))
 
 
-def test_the_grid_comes_close_to_the_optimum():
+def test_the_uniform_grid_comes_close_to_the_optimum():
     rng = np.random.default_rng(3)
     x = rng.normal(size=100_000)
     least = qk.expected_mse(x, qk.optimal_levels(x, 16))
     gaps = [
-        qk.expected_mse(x, qk.optimal_levels(x, 16, "approx", bins=bins)) / least - 1
+        qk.expected_mse(x, qk.optimal_levels(x, 16, "approx", bins=bins, grid="uniform")) / least
+        - 1
         for bins in (256, 1024, 4096)
     ]
 
@@ -225,24 +228,27 @@ def test_the_grid_comes_close_to_the_optimum():
     level_counts,
     st.integers(-20, 20),
     st.randoms(),
+    st.sampled_from(GRIDS),
 )
-def test_the_grid_sees_no_order(values, s: int, exponent: int, random):
+def test_no_grid_sees_the_order(values, s: int, exponent: int, random, grid: str):
     # Dyadic data on a dyadic grid: every sum is exact, so the tables must be equal bit for bit.
     x = np.array([0, 1024, *values], dtype=np.float64) * 2.0**exponent
     shuffled = x.copy()
     random.shuffle(shuffled)
 
     assert np.array_equal(
-        qk.optimal_levels(shuffled, s, "approx", bins=256),
-        qk.optimal_levels(x, s, "approx", bins=256),
+        qk.optimal_levels(shuffled, s, "approx", bins=256, grid=grid),
+        qk.optimal_levels(x, s, "approx", bins=256, grid=grid),
     )
 
 
 @properties
-@given(weighted_vectors(min_size=2), level_counts, st.integers(2, 60))
-def test_the_grid_is_searched_to_its_optimum(cpu: Backend, reference: Backend, problem, s, bins):
+@given(weighted_vectors(min_size=2), level_counts, st.integers(2, 60), st.sampled_from(GRIDS))
+def test_each_grid_is_searched_to_its_optimum(
+    cpu: Backend, reference: Backend, problem, s: int, bins: int, grid: str
+):
     x, weights = problem
-    options = QuantizeOptions.create(num_levels=s, method="approx", bins=bins)
+    options = QuantizeOptions.create(num_levels=s, method="approx", bins=bins, grid=grid)
     found, wanted = (
         cost(x, backend.solve_levels(x, options, weights), weights) for backend in (cpu, reference)
     )

@@ -88,6 +88,7 @@ def test_the_public_names():
         "QuantizeOptions",
         "QuantizedVector",
         "QuiverError",
+        "Sketch",
         "__version__",
         "aggregate",
         "dequantize",

@@ -84,6 +84,8 @@ def test_info(client: TestClient):
     assert info["version"] == __version__
     assert info["wire_version"] == 1
     assert {"exact", "approx"} <= set(info["methods"])
+    assert info["grids"] == ["robust", "uniform"]
+    assert info["defaults"]["grid"] == "robust"
     assert info["devices"] == {"cpu": True, "gpu": False}
     assert info["bits"] == {"min": 1, "max": 8}
     assert info["dtypes"] == ["float16", "bfloat16", "float32", "float64"]

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from quiver_kernels import sharing
 from quiver_service.errors import ServiceError
 from quiver_service.pool import WorkerPool
 
@@ -175,3 +176,93 @@ def test_a_finished_job_holds_no_memory(pool: WorkerPool, fails: bool):
         assert alive() is None
     finally:
         gc.enable()
+
+
+def test_idle_threads_help_a_running_job():
+    pool = WorkerPool(threads=2, queue_size=0)
+    pool.start()
+    # Every part waits for the other: only two threads at once can finish.
+    meeting = threading.Barrier(2, timeout=10)
+
+    def meet(part: int) -> str:
+        meeting.wait()
+        return threading.current_thread().name
+
+    names = pool.submit(lambda: sharing.run_parts([0, 1], meet)).result(15)
+
+    assert sorted(names) == ["quiver-worker-0", "quiver-worker-1"]
+    assert not pool._lent
+    assert pool.close(5)
+
+
+def test_a_job_does_not_wait_for_threads_that_are_busy():
+    pool = WorkerPool(threads=2, queue_size=0)
+    pool.start()
+    gate = Gate()
+    busy = pool.submit(gate)
+    assert gate.entered.wait(5)
+
+    alone = pool.submit(lambda: sharing.run_parts(range(20), lambda i: i * i)).result(5)
+
+    assert alone == [i * i for i in range(20)]
+    gate.open()
+    assert busy.result(5) == "passed"
+    assert pool.close(5)
+
+
+def test_a_waiting_job_comes_before_help():
+    pool = WorkerPool(threads=2, queue_size=0)
+    pool.start()
+    helping, job_done = threading.Event(), threading.Event()
+
+    def run_pass() -> None:
+        mine = threading.get_ident()
+
+        def part(number: int) -> None:
+            if threading.get_ident() != mine:
+                helping.set()
+            elif number > 0:
+                # The helper alone goes on, without an end unless it leaves for the job.
+                assert job_done.wait(10)
+                raise InterruptedError
+
+        sharing.run_parts(range(10**9), part)
+
+    lender = pool.submit(run_pass)
+    assert helping.wait(5)
+    pool.submit(job_done.set).result(5)
+
+    with pytest.raises(InterruptedError):
+        lender.result(5)
+    assert pool.close(5)
+
+
+def test_a_step_that_failed_reaches_the_job_and_not_its_helpers():
+    pool = WorkerPool(threads=3, queue_size=0)
+    pool.start()
+
+    def fail(part: int) -> None:
+        raise ValueError(part)
+
+    with pytest.raises(ValueError, match="0"):
+        pool.submit(lambda: sharing.run_parts(range(8), fail)).result(5)
+
+    assert pool.alive
+    assert pool.submit(lambda: 1).result(5) == 1
+    assert pool.close(5)
+
+
+def test_a_closing_pool_lets_a_pass_end():
+    pool = WorkerPool(threads=2, queue_size=0)
+    pool.start()
+    started = threading.Event()
+
+    def part(number: int) -> int:
+        started.set()
+        return number
+
+    job = pool.submit(lambda: sharing.run_parts(range(2000), part))
+    assert started.wait(5)
+
+    assert pool.close(10)
+    assert job.result(0) == list(range(2000))

@@ -68,7 +68,8 @@ def test_quantize_takes_json(client: TestClient):
 
 
 def test_quantize_takes_raw_floats_with_options_in_the_query(client: TestClient):
-    answer = post(client, "/quantize?bits=2&seed=7&method=approx&bins=64", VALUES.tobytes(), OCTETS)
+    query = "bits=2&seed=7&method=approx&bins=64&grid=uniform"
+    answer = post(client, f"/quantize?{query}", VALUES.tobytes(), OCTETS)
 
     q = QuantizedVector.from_bytes(answer.content)
     assert (q.bits, q.seed, q.method) == (2, 7, "approx")
@@ -253,7 +254,7 @@ def test_the_deadline_is_504(make_client: Callable[..., TestClient]):
 
 
 def test_memory_beyond_the_budget_is_413_and_names_it(make_client: Callable[..., TestClient]):
-    client = make_client(budget_bytes=2 << 20, max_body_bytes=1 << 20)
+    client = make_client(budget_bytes=4 << 20, max_body_bytes=1 << 20)
     body = np.zeros(100_000, np.float32).tobytes()
 
     exact = client.post("/quantize", content=body, headers={"content-type": OCTETS})

@@ -48,6 +48,7 @@ def quantize_request(**changes: Any) -> Fields:
         "num_levels": 5,
         "method": "approx",
         "bins": 64,
+        "grid": "uniform",
         "block_size": 4,
         "seed": 7,
         "device": "cpu",

@@ -91,6 +91,7 @@ def test_every_code_is_documented_with_its_status():
                 "num_levels",
                 "method",
                 "bins",
+                "grid",
                 "weights",
                 "block_size",
                 "seed",

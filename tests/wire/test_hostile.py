@@ -246,6 +246,11 @@ BAD_REQUESTS: list[tuple[str, dict[str, Any], str, tuple[str, ...]]] = [
     ("method", {"method": "best"}, "invalid_option", ("method must be one of", "'best'")),
     ("method long", {"method": "b" * 9999}, "invalid_option", ("method must be one of",)),
     ("bins", {"bins": 1}, "invalid_option", ("bins", "2 to 65536", "got 1")),
+    ("grid", {"grid": "foo"}, "invalid_option", ("grid must be one of", "'foo'")),
+    ("grid long", {"grid": "g" * 9999}, "invalid_option", ("grid must be one of",)),
+    ("grid number", {"grid": 5}, "invalid_type", ("$.grid",)),
+    ("grid bin", {"grid": b"robust"}, "invalid_type", ("$.grid",)),
+    ("grid nil", {"grid": None}, "invalid_type", ("$.grid",)),
     ("block", {"block_size": 0}, "invalid_option", ("block_size", "got 0")),
     ("device", {"device": "tpu"}, "invalid_option", ("device must be one of", "'tpu'")),
     ("unknown", {"lvls": 3}, "unknown_key", ("lvls",)),
@@ -297,6 +302,7 @@ BAD_AGGREGATES: list[tuple[str, dict[str, Any], str, tuple[str, ...]]] = [
     ("weights text", {"weights": ["1"]}, "invalid_type", ("$.weights",)),
     ("weights bin", {"weights": bytes(16)}, "invalid_type", ("$.weights",)),
     ("quantize list", {"quantize": []}, "invalid_type", ("$.quantize",)),
+    ("quantize grid", {"quantize": {"grid": "foo"}}, "invalid_option", ("grid", "'foo'")),
     ("quantize bits", {"quantize": {"bits": 9}}, "invalid_option", ("bits", "1 to 8")),
     ("quantize key", {"quantize": {"vector": [1.0]}}, "unknown_key", ("vector",)),
     ("unknown", {"mean": True}, "unknown_key", ("mean",)),
@@ -480,7 +486,7 @@ BINARY_DECODERS: dict[str, Decoder] = {
 
 JSON_BODY = (
     b'{"vector": [1.5, -2, 3e1], "weights": [1, 0, 2], "bits": 3, "method": "exact",'
-    b' "bins": 10, "block_size": 2, "seed": 12, "device": "cpu"}'
+    b' "bins": 10, "grid": "uniform", "block_size": 2, "seed": 12, "device": "cpu"}'
 )
 
 VALID: dict[str, tuple[Decoder, bytes]] = {

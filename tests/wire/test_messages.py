@@ -16,6 +16,7 @@ from tests.support import messages
 from tests.support.strategies import DTYPES, METHODS, dtype_names, properties
 
 from quiver_kernels import QuantizedVector, QuantizeOptions, wire
+from quiver_kernels.options import GRIDS
 from quiver_kernels.packing import packed_size
 from quiver_kernels.tensors import TensorMessage, tensor_fields, to_array
 
@@ -40,6 +41,7 @@ options = st.builds(
     num_levels=st.integers(2, 256),
     method=st.sampled_from(METHODS),
     bins=st.integers(2, 65_536),
+    grid=st.sampled_from(GRIDS),
     block_size=st.none() | st.integers(1, 2**63 - 1),
     seed=st.none() | st.integers(0, 2**64 - 1),
     device=st.sampled_from(["auto", "cpu", "gpu"]),
@@ -283,19 +285,38 @@ def test_defaults_are_those_of_the_contract():
     chosen = wire.decode_quantize_request(messages.packed({"vector": [1.0]})).options
 
     assert (chosen.bits, chosen.num_levels, chosen.method, chosen.bins) == (4, 16, "exact", 1024)
-    assert (chosen.block_size, chosen.seed, chosen.device) == (None, None, "auto")
+    assert (chosen.grid, chosen.block_size, chosen.seed) == ("robust", None, None)
+    assert chosen.device == "auto"
+
+
+def test_older_services_take_the_default_grid():
+    # They refuse a key that they do not know, so the default is not sent.
+    vector = np.arange(3, dtype=np.float32)
+    q = QuantizedVector.from_bytes(messages.packed(messages.quantized()))
+    for grid in GRIDS:
+        chosen = QuantizeOptions.create(method="approx", grid=grid)
+        given = {} if grid == "robust" else {"grid": grid}
+        for route in ("quantize", "levels"):
+            sent = msgpack.unpackb(
+                joined(wire.encode_quantize_request(vector, chosen, route=route))
+            )
+            assert {key: sent[key] for key in sent if key == "grid"} == given
+        sent = msgpack.unpackb(joined(wire.encode_aggregate_request([q], None, chosen)))
+        assert {key: sent["quantize"][key] for key in sent["quantize"] if key == "grid"} == given
 
 
 def test_json_is_the_same_request():
     tensor = messages.tensor(np.arange(3, dtype=np.float16))
     tensor["data"] = base64.b64encode(tensor["data"]).decode()
     body = {"vector": [1, 2.5, -3], "weights": tensor, "bits": 3, "seed": 2**64 - 1, "bins": 5}
+    body["grid"] = "uniform"
     for encoding in ("utf-8", "utf-16", "utf-32"):
         request = wire.decode_quantize_json(json.dumps(body).encode(encoding))
         assert request.vector.tolist() == [1.0, 2.5, -3.0]
         assert request.vector.dtype == np.float32
         assert request.weights.tolist() == [0.0, 1.0, 2.0]
         assert (request.options.bits, request.options.seed) == (3, 2**64 - 1)
+        assert (request.options.bins, request.options.grid) == (5, "uniform")
 
 
 def test_raw_bodies_take_options_from_the_query():
@@ -306,6 +327,7 @@ def test_raw_bodies_take_options_from_the_query():
             ("num_levels", "5"),
             ("method", "approx"),
             ("bins", "64"),
+            ("grid", "uniform"),
             ("block_size", "2"),
             ("seed", str(2**64 - 1)),
             ("device", "cpu"),
@@ -315,7 +337,13 @@ def test_raw_bodies_take_options_from_the_query():
     assert request.vector.tolist() == [1.0, 2.5, -3.0]
     assert request.weights is None
     assert request.options == QuantizeOptions.create(
-        num_levels=5, method="approx", bins=64, block_size=2, seed=2**64 - 1, device="cpu"
+        num_levels=5,
+        method="approx",
+        bins=64,
+        grid="uniform",
+        block_size=2,
+        seed=2**64 - 1,
+        device="cpu",
     )
 
 

@@ -21,7 +21,7 @@ from quiver_client._local import LocalClient
 from quiver_client._retry import RetryPolicy
 from quiver_client._sync import DEFAULT_TIMEOUT, Client
 from quiver_client.errors import ClientClosed
-from quiver_kernels.options import DEFAULT_BINS, QuantizeOptions
+from quiver_kernels.options import DEFAULT_BINS, DEFAULT_GRID, QuantizeOptions
 from quiver_kernels.quantized import QuantizedVector
 from quiver_kernels.wire import LevelsResult
 
@@ -84,6 +84,7 @@ class AsyncClient:
         num_levels: int | None = None,
         weights: ArrayLike | None = None,
         bins: int = DEFAULT_BINS,
+        grid: str = DEFAULT_GRID,
         block_size: int | None = None,
         device: str = "auto",
     ) -> QuantizedVector:
@@ -97,6 +98,7 @@ class AsyncClient:
                 num_levels=num_levels,
                 weights=weights,
                 bins=bins,
+                grid=grid,
                 block_size=block_size,
                 device=device,
             )
@@ -114,12 +116,20 @@ class AsyncClient:
         weights: ArrayLike | None = None,
         *,
         bins: int = DEFAULT_BINS,
+        grid: str = DEFAULT_GRID,
         block_size: int | None = None,
         device: str = "auto",
     ) -> NDArray[Any]:
         """As `Client.optimal_levels`."""
         result = await self.levels(
-            x, num_levels, method, weights, bins=bins, block_size=block_size, device=device
+            x,
+            num_levels,
+            method,
+            weights,
+            bins=bins,
+            grid=grid,
+            block_size=block_size,
+            device=device,
         )
         return result.levels
 
@@ -131,13 +141,21 @@ class AsyncClient:
         weights: ArrayLike | None = None,
         *,
         bins: int = DEFAULT_BINS,
+        grid: str = DEFAULT_GRID,
         block_size: int | None = None,
         device: str = "auto",
     ) -> LevelsResult:
         """As `Client.levels`."""
         return await self._run(
             lambda client: client.levels(
-                x, num_levels, method, weights, bins=bins, block_size=block_size, device=device
+                x,
+                num_levels,
+                method,
+                weights,
+                bins=bins,
+                grid=grid,
+                block_size=block_size,
+                device=device,
             )
         )
 

@@ -14,7 +14,7 @@ from quiver_client._core import as_client_errors, as_tensor, create_options, req
 from quiver_client._version import __version__
 from quiver_client.errors import LocalModeUnavailable
 from quiver_kernels.dtypes import WIRE_DTYPES
-from quiver_kernels.options import DEFAULT_BINS, METHODS, QuantizeOptions
+from quiver_kernels.options import DEFAULT_BINS, DEFAULT_GRID, GRIDS, METHODS, QuantizeOptions
 from quiver_kernels.quantized import WIRE_VERSION, QuantizedVector
 from quiver_kernels.wire import LevelsResult
 
@@ -53,6 +53,7 @@ class LocalClient:
         num_levels: int | None = None,
         weights: ArrayLike | None = None,
         bins: int = DEFAULT_BINS,
+        grid: str = DEFAULT_GRID,
         block_size: int | None = None,
         device: str = "auto",
     ) -> QuantizedVector:
@@ -62,6 +63,7 @@ class LocalClient:
             num_levels=num_levels,
             method=method,
             bins=bins,
+            grid=grid,
             block_size=block_size,
             seed=seed,
             device=device,
@@ -83,12 +85,20 @@ class LocalClient:
         weights: ArrayLike | None = None,
         *,
         bins: int = DEFAULT_BINS,
+        grid: str = DEFAULT_GRID,
         block_size: int | None = None,
         device: str = "auto",
     ) -> NDArray[Any]:
         """As `Client.optimal_levels`."""
         return self.levels(
-            x, num_levels, method, weights, bins=bins, block_size=block_size, device=device
+            x,
+            num_levels,
+            method,
+            weights,
+            bins=bins,
+            grid=grid,
+            block_size=block_size,
+            device=device,
         ).levels
 
     def levels(
@@ -99,6 +109,7 @@ class LocalClient:
         weights: ArrayLike | None = None,
         *,
         bins: int = DEFAULT_BINS,
+        grid: str = DEFAULT_GRID,
         block_size: int | None = None,
         device: str = "auto",
     ) -> LevelsResult:
@@ -106,7 +117,12 @@ class LocalClient:
         from quiver_kernels import dispatch
 
         options = create_options(
-            num_levels=num_levels, method=method, bins=bins, block_size=block_size, device=device
+            num_levels=num_levels,
+            method=method,
+            bins=bins,
+            grid=grid,
+            block_size=block_size,
+            device=device,
         )
         with as_client_errors():
             return dispatch.pick(options.device).levels(*_arrays(x, options, weights))
@@ -149,6 +165,7 @@ class LocalClient:
             "version": __version__,
             "wire_version": WIRE_VERSION,
             "methods": list(METHODS),
+            "grids": list(GRIDS),
             "dtypes": list(WIRE_DTYPES),
             "devices": dispatch.available(),
         }

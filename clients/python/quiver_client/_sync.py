@@ -16,7 +16,7 @@ from quiver_client._session import Session
 from quiver_client._target import Target
 from quiver_client._transport import Transport
 from quiver_client.errors import ConnectionFailed, TimedOut, Unavailable
-from quiver_kernels.options import DEFAULT_BINS, QuantizeOptions
+from quiver_kernels.options import DEFAULT_BINS, DEFAULT_GRID, QuantizeOptions
 from quiver_kernels.quantized import QuantizedVector
 from quiver_kernels.wire import LevelsResult
 
@@ -98,6 +98,7 @@ class Client:
         num_levels: int | None = None,
         weights: ArrayLike | None = None,
         bins: int = DEFAULT_BINS,
+        grid: str = DEFAULT_GRID,
         block_size: int | None = None,
         device: str = "auto",
     ) -> QuantizedVector:
@@ -123,6 +124,9 @@ class Client:
             Non-negative importance of each value, shape of `x`.
         bins
             Cells of the grid of ``approx``, 2..65536.
+        grid
+            Candidates of ``approx``: ``robust`` (the default) or ``uniform``; see
+            `quiver_kernels.optimal_levels`.
         block_size
             Values that share a table; None: all.
         device
@@ -145,6 +149,7 @@ class Client:
             num_levels=num_levels,
             method=method,
             bins=bins,
+            grid=grid,
             block_size=block_size,
             seed=seed,
             device=device,
@@ -171,6 +176,7 @@ class Client:
         weights: ArrayLike | None = None,
         *,
         bins: int = DEFAULT_BINS,
+        grid: str = DEFAULT_GRID,
         block_size: int | None = None,
         device: str = "auto",
     ) -> NDArray[Any]:
@@ -178,7 +184,7 @@ class Client:
 
         Parameters
         ----------
-        x, num_levels, method, weights, bins, block_size, device
+        x, num_levels, method, weights, bins, grid, block_size, device
             As for `quantize`.
 
         Returns
@@ -193,7 +199,14 @@ class Client:
             As for `quantize`.
         """
         return self.levels(
-            x, num_levels, method, weights, bins=bins, block_size=block_size, device=device
+            x,
+            num_levels,
+            method,
+            weights,
+            bins=bins,
+            grid=grid,
+            block_size=block_size,
+            device=device,
         ).levels
 
     def levels(
@@ -204,12 +217,18 @@ class Client:
         weights: ArrayLike | None = None,
         *,
         bins: int = DEFAULT_BINS,
+        grid: str = DEFAULT_GRID,
         block_size: int | None = None,
         device: str = "auto",
     ) -> LevelsResult:
         """`optimal_levels` with the expected error of the levels."""
         options = _core.create_options(
-            num_levels=num_levels, method=method, bins=bins, block_size=block_size, device=device
+            num_levels=num_levels,
+            method=method,
+            bins=bins,
+            grid=grid,
+            block_size=block_size,
+            device=device,
         )
         return self._session.perform(_core.levels(x, weights, options))
 

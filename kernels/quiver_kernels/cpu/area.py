@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quiver_kernels.cpu.compile import Floats, Ints, frozen, inlined, kernel
 
@@ -30,6 +31,9 @@ class Curve:
         there, so that far outliers on either side do not drown the bulk.
     slope
         Slope of S right of each point: the weight up to it, less that at the anchor.
+    inside
+        Weight of data between each point and the next that are no points themselves; slope +
+        inside is the slope left of the next point.
     first, last
         Costs of the intervals (0, v) and (v, n-1), exact and corrected by the potential: with
         these at the ends, the sum of cost~ along a path is the objective itself.
@@ -40,11 +44,18 @@ class Curve:
     area: Floats
     first: Floats
     last: Floats
+    inside: Floats
+
+    @classmethod
+    def empty(cls, size: int) -> Curve:
+        """Arrays for `size` points, to be filled; nothing inside."""
+        x, slope, area, first, last = (np.empty(size) for _ in range(5))
+        return cls(x, slope, area, first, last, np.zeros(size))
 
     @classmethod
     def of(cls, values: Floats, weights: Floats) -> Curve:
-        """The curve of n >= 2 distinct ascending `values`; O(n)."""
-        curve = cls(*(np.empty(values.size) for _ in range(5)))
+        """The curve of n >= 2 distinct ascending `values`, all of them points; O(n)."""
+        curve = cls.empty(values.size)
         arrays = (curve.x, curve.slope, curve.area, curve.first, curve.last)
         build_curve(frozen(values), frozen(weights), *arrays)
         return curve
@@ -116,6 +127,130 @@ def build_curve(
             cost += growth * (x[v + 1] - x[v])
         growth += weights[v] * (x[n - 1] - x[v])
         last[v] = cost + (x[v] * area[v] - 2.0 * last[v])
+
+
+@kernel
+def build_cell_curve(
+    minimum: Floats,
+    maximum: Floats,
+    weight: Floats,
+    lower: Floats,
+    upper: Floats,
+    known: NDArray[np.bool_],
+    unit: float,
+    points: Floats,
+    x: Floats,
+    slope: Floats,
+    area: Floats,
+    first: Floats,
+    last: Floats,
+    inside: Floats,
+) -> None:
+    """Fill the arrays of a `Curve` over the minima and maxima of cells; O(n), sums of one sign.
+
+    Parameters
+    ----------
+    minimum, maximum
+        Least and greatest value of each of m cells, ascending and not overlapping.
+    weight
+        Weight of its values.
+    lower, upper
+        Sums of w * (value - minimum) and of w * (maximum - value), times `unit`.
+    known
+        Cells whose values are all at their minimum and maximum.
+    unit
+        Power of two that brings the values within [-1, 1].
+    points
+        Out: the minimum of every cell and its maximum where that is another value.
+    x, slope, area, first, last, inside
+        Out: the curve at these points.
+
+    Notes
+    -----
+    The sums of second order that P and the end links need are not known of a cell. They would
+    change all paths' costs by one constant; an estimate keeps that constant small
+    (docs/numerics.md, "Cells").
+    """
+    n = points.size
+    at, below, above = np.zeros(n), np.zeros(n), np.zeros(n)
+    total = 0.0
+    i = 0
+    for c in range(minimum.size):
+        total += weight[c]
+        points[i] = minimum[c]
+        width = maximum[c] - minimum[c]
+        if width == 0.0:
+            at[i] = weight[c]
+        else:
+            if known[c]:
+                share = lower[c] / (upper[c] + lower[c])
+                at[i], at[i + 1] = weight[c] * (1.0 - share), weight[c] * share
+            else:
+                inside[i], below[i], above[i] = weight[c], lower[c], upper[c]
+            i += 1
+            points[i] = maximum[c]
+        i += 1
+    # The ends are levels and cost nothing: their weight would only shift the anchor.
+    total -= at[0] + at[n - 1]
+    at[0] = at[n - 1] = 0.0
+    anchor, running = 0, at[0] + inside[0]
+    while anchor < n - 1 and running < 0.5 * total:
+        anchor += 1
+        running += at[anchor] + inside[anchor]
+
+    origin = points[anchor] * unit
+    stretch = _power_of_two(max(points[n - 1] * unit - origin, origin - points[0] * unit))
+    for i in range(n):
+        x[i] = (points[i] * unit - origin) * stretch
+        below[i] *= stretch
+        above[i] *= stretch
+
+    # From the anchor outwards; `last` holds the integral of S until the potentials are known.
+    slope[anchor], area[anchor], last[anchor] = 0.5 * at[anchor], 0.0, 0.0
+    for i in range(anchor + 1, n):
+        gap, after = x[i] - x[i - 1], slope[i - 1]
+        second = max(above[i - 1] * gap - _product(below[i - 1], above[i - 1], inside[i - 1]), 0.0)
+        area[i] = area[i - 1] + after * gap + above[i - 1]
+        last[i] = last[i - 1] + area[i - 1] * gap + 0.5 * (after * gap * gap + second)
+        slope[i] = after + inside[i - 1] + at[i]
+    before = -0.5 * at[anchor]
+    for i in range(anchor - 1, -1, -1):
+        gap = x[i + 1] - x[i]
+        second = max(below[i] * gap - _product(below[i], above[i], inside[i]), 0.0)
+        area[i] = area[i + 1] - before * gap + below[i]
+        last[i] = last[i + 1] - area[i + 1] * gap + 0.5 * (before * gap * gap - second)
+        slope[i] = before - inside[i]
+        before = slope[i] - at[i]
+
+    # cost(0, v) = sum over i <= v of w_i (x_i - x_0)(x_v - x_i): the recurrence of S with the
+    # weights w_i (x_i - x_0); cost(v, n-1) is its mirror image.
+    cost, growth = 0.0, 0.0
+    for v in range(n):
+        if v > 0:
+            start = x[v - 1] - x[0]
+            product = _product(below[v - 1], above[v - 1], inside[v - 1])
+            cost += growth * (x[v] - x[v - 1]) + start * above[v - 1] + product
+            growth += start * inside[v - 1] + below[v - 1]
+        growth += at[v] * (x[v] - x[0])
+        first[v] = cost - (x[v] * area[v] - 2.0 * last[v])
+    cost, growth = 0.0, 0.0
+    for v in range(n - 1, -1, -1):
+        if v < n - 1:
+            start = x[n - 1] - x[v + 1]
+            cost += growth * (x[v + 1] - x[v]) + start * below[v]
+            cost += _product(below[v], above[v], inside[v])
+            growth += start * inside[v] + above[v]
+        growth += at[v] * (x[n - 1] - x[v])
+        last[v] = cost + (x[v] * area[v] - 2.0 * last[v])
+
+
+@inlined
+def _product(below: float, above: float, weight: float) -> float:
+    """An estimate of the sum of w (x - l)(u - x), from those of w (x - l) and w (u - x).
+
+    Exact for evenly spread values, at most 3/2 of this for any, 0 if all are at the ends.
+    """
+    return 2.0 / 3.0 * below * above / weight if weight > 0.0 else 0.0
 
 
 @kernel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,9 +18,11 @@ from quiver_kernels.checks import (
     finite_range,
     mean_dtype,
 )
+from quiver_kernels.cpu import cells as counting
 from quiver_kernels.cpu import chunking, coding, exact, solving
+from quiver_kernels.cpu.compile import Floats
 from quiver_kernels.dtypes import WIRE_DTYPES, wire_name
-from quiver_kernels.options import METHODS, QuantizeOptions
+from quiver_kernels.options import GRIDS, METHODS, QuantizeOptions
 from quiver_kernels.quantized import QuantizedVector
 from quiver_kernels.wire import LevelsResult
 
@@ -105,7 +108,7 @@ class CpuBackend:
     def warm_up(self) -> None:
         """See `dispatch.Backend`."""
         # Enough values that every solver has its turn.
-        values = np.sinh(np.linspace(-3.0, 3.0, exact.SMALL_WORK // 4))
+        values = np.sinh(np.linspace(-3.0, 3.0, exact.DIRECT + 1))
         weights = np.ones(values.size)
         for dtype in WIRE_DTYPES.values():
             x = values.astype(dtype)
@@ -116,12 +119,30 @@ class CpuBackend:
                 self.levels(x, options, weights)
             self.dequantize(q)
             self.aggregate([q], None)
-        exactly = QuantizeOptions.create(bits=3)
-        for given in (chunking.NO_WEIGHTS, weights):
-            solving.streamed_levels(values, finite_range(values), exactly, given)
+        self._warm_solvers(values, weights)
+        # Codes of 4 bits, and blocks that end within a byte, are packed by kernels of their own.
+        for bits, block in ((4, None), (3, 5)):
+            uniform = QuantizeOptions.create(bits=bits, method="uniform", block_size=block, seed=1)
+            self.dequantize(self.quantize(values, uniform, None))
         # Levels too far apart for float32 arithmetic take the float64 path.
         extreme = np.array([-3e38, 0, 3e38], np.float32)
         self.quantize(extreme, replace(options, num_levels=2, bits=1), None)
+
+    def _warm_solvers(self, values: Floats, weights: Floats) -> None:
+        for x in (values.astype(np.float32), values):
+            bounds = finite_range(x)
+            for method, grid, given in itertools.product(
+                ("exact", "approx"), GRIDS, (chunking.NO_WEIGHTS, weights)
+            ):
+                options = QuantizeOptions.create(bits=3, method=method, grid=grid)
+                solving.streamed(x, bounds, options, given)
+                self.levels(x, options, given if given.size else None)
+                # Coarse cells, so that there is something to look into.
+                stream = solving.stream_of(x, bounds, given)
+                cells = stream.count(64)
+                every = np.ones(cells.index.size, np.bool_)
+                counting.collect(stream.chunks(), cells, every)
+                counting.refine(stream.chunks(), cells, every, 2)
 
 
 def _ratio(error: float, norm: float) -> float:

@@ -6,6 +6,13 @@ Stretches of data (cells between nodes) that are too dear to hold a level of an 
 solution are given up, the others are divided, until lower and upper bound meet. The
 statement and its proof are in docs/numerics.md, "The certificate". At worst all points
 become nodes, and the cost is that of the priced paths over them: O(n log n) per pass.
+
+With a price per link the number of levels is free, and one left-to-right pass finds the
+best path: f[j] = min over k < j of f[k] + cost[k, j] + price. The cost is Monge, so of two
+predecessors the later one, once better, stays better; a queue of predecessors with the
+positions where each takes over gives O(m log m) time and O(m) memory (Hirschberg and
+Larmore 1987, Galil and Park 1990). The best costs are convex in the number of links, so the
+price can be searched for the wanted number (Aggarwal, Schieber and Tokuyama 1994).
 """
 
 from __future__ import annotations
@@ -18,16 +25,19 @@ from numpy.typing import NDArray
 
 from quiver_kernels.cpu.area import Curve
 from quiver_kernels.cpu.compile import Floats, Ints, kernel
-from quiver_kernels.cpu.lagrange import priced_paths, trace
+
+Flags = NDArray[np.bool_]
 
 _MIN_NODES = 256
-_PARTS = 4
+_PARTS = 3
 _EXTREMES = 32
 _MAX_STAGES = 64
 _MAX_SEARCH = 200
 _POWER_STEPS = 12
 _MAX_ROUNDS = 8
+_PRUNINGS = 3
 _DEAREST = 8.0
+_WORTHWHILE = 0.15
 # Relative rounding of sums of costs, and of one cross product x * S (a few units in the last
 # place): whatever is compared is widened by this, so that rounding cannot fake a proof.
 _SUM_ROUNDING = 1e-12
@@ -59,251 +69,392 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True)
 class Nodes:
-    """Candidate positions: point indices, and which cells between them may hold a level."""
+    """Candidate positions of levels, and the price per link at which to look for them.
+
+    Attributes
+    ----------
+    index
+        Points that may be levels; both ends of the curve among them.
+    alive
+        Which cells between neighbours may hold a level inside.
+    price
+        Price per link, where to begin.
+    """
 
     index: Ints
-    alive: NDArray[np.bool_]
+    alive: Flags
+    price: float
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """What one stage found and proved.
+class Found:
+    """The best path over points, and what its proof leaves open.
 
     Attributes
     ----------
     path
-        Best path over the nodes, as node numbers, and its `cost`.
-    price, passes
-        The price per link it was found at, and the priced passes it took.
-    alive, keep
-        Cells that may still hold a level of an optimal solution, and nodes that may be one.
-    gap, tolerance, rounding
-        Upper bound less lower bound, how much of that may be rounding of priced costs, and how
-        much rounding of the path's own cost.
+        Point indices of the levels, ascending; shape (links + 1,).
+    nodes
+        The last stage's: no level of an optimal solution is outside of its alive cells, its
+        nodes aside. Where such a cell has data inside that are no points, these are to be
+        looked at; if there is none, `path` is optimal.
+    certificate
+        The proof's figures.
     """
 
     path: Ints
-    cost: float
-    price: float
-    passes: int
-    alive: NDArray[np.bool_]
-    keep: NDArray[np.bool_]
-    gap: float
-    tolerance: float
-    rounding: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Priced:
-    """A best node path of the wanted number of links, and the passes behind it.
-
-    `total` is the priced cost of the best path of any number of links, `cost` the plain cost
-    of `path`; f[v] is the priced cost of reaching node v.
-    """
-
-    price: float
-    total: float
-    cost: float
-    path: Ints
-    f: Floats
-    passes: int
+    nodes: Nodes
+    certificate: Certificate
 
 
 def certified_path(
-    curve: Curve, links: int, start: Nodes | None = None, price: float | None = None
-) -> tuple[Ints, Certificate] | None:
-    """Point indices of an optimal path of `links` >= 2 links, and the proof's figures.
+    curve: Curve, links: int, start: Nodes | None = None, caution: float = 1.0
+) -> Found | None:
+    """The best path of `links` >= 2 links over the points of `curve`, with its proof.
 
     Parameters
     ----------
     curve
         Over n > links + 1 points.
-    start, price
+    start
         First nodes and price per link; by default chosen from the curve.
+    caution
+        Factor of the bound on what rounding to nodes costs. Less than 1 is no proof: tests
+        show with it that a bound that is too small is noticed.
 
     Returns
     -------
-    (path, certificate) or None
-        The certificate's gap is of the order of rounding. Where costs span so many orders of
-        magnitude that rounding drowns them, the gap says so. None: no path was found at all.
+    Found or None
+        Its certificate's gap is of the order of rounding unless cells with data that are no
+        points are left. Where costs span so many orders of magnitude that rounding drowns them,
+        the gap says so. None: no path was found at all.
     """
-    if start is None or price is None:
-        count = min(max(_MIN_NODES, int(3.0 * (links + 1) ** 1.5)), curve.x.size)
-        index, price = spread_nodes(curve, count, links)
-        start = Nodes(index, np.ones(index.size - 1, bool))
-    nodes, upper, best, passes, most = start, np.inf, np.empty(0, np.int64), 0, 0
-    for number in range(1, _MAX_STAGES + 1):
-        if nodes.index.size <= links:
-            nodes = _divide(nodes, np.ones(nodes.index.size, bool))
-            continue
-        at = _restrict(curve, nodes.index)
-        stage = run_stage(at, _heights(curve, nodes.index), nodes.alive, links, price, upper)
-        if stage is None:
-            return None
-        price = stage.price
-        passes += stage.passes
-        most = max(most, nodes.index.size)
-        if stage.cost < upper:
-            upper, best = stage.cost, nodes.index[stage.path]
-        undecided = stage.alive & (np.diff(nodes.index) > 1)
-        if stage.gap <= stage.tolerance or not undecided.any():
-            scale = 1.0 / upper if upper > 0 else 0.0
-            proof = Certificate(
-                number, passes, most, float(stage.gap * scale), stage.rounding * scale
-            )
-            return best, proof
-        nodes = _divide(Nodes(nodes.index, stage.alive), stage.keep)
-    return None
+    arrays = (curve.x, curve.slope, curve.inside, curve.area, curve.first, curve.last)
+    if start is None:
+        price, index = first_nodes(curve.x, curve.slope, links)
+        alive = np.ones(index.size - 1, np.bool_)
+    else:
+        keep = np.ones(start.index.size, np.bool_)
+        price = start.price
+        index, alive = _divide(start.index, start.alive, keep, _PARTS)
+    path, figures = np.empty(links + 1, np.int64), np.empty(6)
+    index, alive = search(*arrays, links, price, index, alive, caution, path, figures)
+    stages, passes, most, gap, rounding, price = figures.tolist()
+    if stages == 0:
+        return None
+    proof = Certificate(int(stages), int(passes), int(most), gap, rounding)
+    return Found(path, Nodes(index, alive, price), proof)
 
 
-def run_stage(
-    at: Curve,
-    heights: Floats,
-    alive: NDArray[np.bool_],
+@kernel
+def search(
+    x: Floats,
+    slope: Floats,
+    inside: Floats,
+    area: Floats,
+    first: Floats,
+    last: Floats,
     links: int,
     price: float,
-    upper: float = np.inf,
-) -> Stage | None:
-    """Best path over the nodes, and what cannot be part of a better one.
+    index: Ints,
+    alive: Flags,
+    caution: float,
+    best: Ints,
+    figures: Floats,
+) -> tuple[Ints, Flags]:
+    """`certified_path` on the arrays of a `Curve`; returns the last stage's nodes.
 
     Parameters
     ----------
-    at
+    best
+        Out: the path, shape (links + 1,).
+    figures
+        Out: stages (0: no path was found), passes, most nodes, gap, rounding, price.
+    """
+    upper, previous, longest, passes, most = np.inf, np.inf, np.inf, 0, 0
+    figures[0] = 0.0
+    for stage in range(1, _MAX_STAGES + 1):
+        m = index.size
+        keep = np.ones(m, np.bool_)
+        if m > links:
+            most = max(most, m)
+            at_x, at_area, at_first, at_last = (np.empty(m), np.empty(m), np.empty(m), np.empty(m))
+            for v in range(m):
+                i = index[v]
+                at_x[v], at_area[v], at_first[v], at_last[v] = x[i], area[i], first[i], last[i]
+            heights = _chord_heights(x, slope, inside, area, index)
+            path = np.empty(m, np.int64)
+            used, price, cost, gap, tolerance, rounding, longest = run_stage(
+                at_x,
+                at_area,
+                at_first,
+                at_last,
+                heights,
+                links,
+                price,
+                upper,
+                longest,
+                caution,
+                alive,
+                keep,
+                path,
+            )
+            passes += used
+            if used == 0:
+                return index, alive
+            if cost < upper:
+                upper = cost
+                for i in range(links + 1):
+                    best[i] = index[path[i]]
+            divisible, blurred = False, False
+            for c in range(m - 1):
+                if alive[c] and index[c + 1] - index[c] > 1:
+                    divisible = True
+                elif alive[c] and inside[index[c]] > 0.0:
+                    blurred = True
+            # Dividing the others is of little use where one that cannot be divided is too wide.
+            blurred &= gap > _WORTHWHILE * previous
+            previous = gap
+            if gap <= tolerance or blurred or not divisible:
+                scale = 1.0 / upper if upper > 0.0 else 0.0
+                figures[0], figures[1], figures[2] = stage, passes, most
+                figures[3], figures[4], figures[5] = gap * scale, rounding * scale, price
+                return _divide(index, alive, keep, 1 if gap > tolerance else 0)
+        index, alive = _divide(index, alive, keep, _PARTS)
+    figures[0] = 0.0
+    return index, alive
+
+
+@kernel
+def run_stage(
+    x: Floats,
+    area: Floats,
+    first: Floats,
+    last: Floats,
+    heights: Floats,
+    links: int,
+    price: float,
+    upper: float,
+    longest: float,
+    caution: float,
+    alive: Flags,
+    keep: Flags,
+    path: Ints,
+) -> tuple[int, float, float, float, float, float, float]:
+    """Best path over nodes, and what cannot be part of a better one.
+
+    Parameters
+    ----------
+    x, area, first, last
         The curve at the nodes.
     heights
         How far the chord of each cell may lie above the curve inside it.
-    alive
-        Cells that may hold a level.
     upper
         Cost of a solution known before.
+    longest
+        No interval of an optimal solution is improved by more than this by one more level.
+    alive
+        In and out: cells that may hold a level inside.
+    keep
+        Out: nodes that may be a level of an optimal solution, or end an alive cell.
+    path
+        Out: the best path, as node numbers; shape (m,), of which links + 1 are used.
+
+    Returns
+    -------
+    passes, price, cost, gap, tolerance, rounding, longest
+        Priced passes (0: no path was found), the price per link of the path, its cost, upper
+        less lower bound, how much of that may be rounding, and how much of the cost; `longest`
+        as far as it is now known.
     """
-    found = _search_price(at, links, price)
-    if found is None:
-        return None
-    noise = _ROUNDING * np.abs(at.x * at.area)
-    through = found.f + _backward(at, found.price) - noise
-    through[0] = through[-1] = found.total
-    target = min(upper, found.cost) + found.price * links
-    rounding = float(noise[found.path[1:-1]].max())
+    m = x.size
+    f = np.empty(m)
+    passes, price, total, cost = find_price(x, area, first, last, links, price, f, path)
+    if passes == 0:
+        return 0, price, 0.0, 0.0, 0.0, 0.0, longest
+
+    # through[v]: least priced cost of a path through node v, made from both sides of it.
+    mirrored_x, mirrored_area, mirrored_last = np.empty(m), np.empty(m), np.empty(m)
+    backward, back = np.empty(m), np.empty(m, np.int64)
+    for v in range(m):
+        mirrored_x[v], mirrored_area[v] = -x[m - 1 - v], area[m - 1 - v]
+        mirrored_last[v] = last[m - 1 - v]
+    priced_paths(mirrored_x, mirrored_area, mirrored_last, price, backward, back)
+    rounding = 0.0
+    for i in range(1, links):
+        rounding = max(rounding, _ROUNDING * abs(x[path[i]] * area[path[i]]))
+    target = min(upper, cost) + price * links
     tolerance = _SUM_ROUNDING * target + rounding
     limit = target + tolerance
-    alive, eps = _prune(at, heights, alive, through, found.price, found.total, limit)
-    keep = through - eps <= limit
-    keep[:-1] |= alive
-    keep[1:] |= alive
-    keep[0] = keep[-1] = True
-    gap = target - found.total + eps
-    return Stage(
-        path=found.path,
-        cost=found.cost,
-        price=found.price,
-        passes=found.passes + 1,
-        alive=alive,
-        keep=keep,
-        gap=gap,
-        tolerance=tolerance,
-        rounding=rounding,
-    )
+    through = f
+    for v in range(1, m - 1):
+        through[v] += backward[m - 1 - v] - _ROUNDING * abs(x[v] * area[v])
+    through[0] = through[m - 1] = total
+
+    slack = price + limit - total
+    eps = _prune(x, area, heights, through, links, slack, longest, limit, caution, alive)
+    for v in range(m):
+        beside = (v > 0 and alive[v - 1]) or (v < m - 1 and alive[v])
+        keep[v] = beside or through[v] - eps <= limit
+    keep[0] = keep[m - 1] = True
+    longest = min(longest, slack + eps)
+    return passes + 1, price, cost, target - total + eps, tolerance, rounding, longest
 
 
-def spread_nodes(curve: Curve, count: int, links: int) -> tuple[Ints, float]:
-    """About `count` point indices where levels will be, both ends included, and a first price.
+@kernel
+def _prune(
+    x: Floats,
+    area: Floats,
+    heights: Floats,
+    through: Floats,
+    links: int,
+    slack: float,
+    longest: float,
+    limit: float,
+    caution: float,
+    alive: Flags,
+) -> float:
+    """Give up cells whose every solution costs more than `limit`; returns eps.
 
-    Optimal levels have density proportional to the cube root of the data's, so nodes are
-    spread evenly in the cells' weight^(1/3) width^(2/3), over a sample of points half evenly
-    by rank and half evenly by value. A level's window spans about sqrt(2 s) cells, so nodes
-    must be denser than that between levels. The outermost points are all nodes: a wide cell
-    with a few of them inside would blur the bounds of all others.
+    eps bounds what rounding the levels of an optimal solution to nodes can cost. It shrinks
+    as cells are given up, so this repeats while it helps.
     """
-    x, n = curve.x, curve.x.size
-    by_rank = np.linspace(0, n - 1, 4 * count).astype(np.int64)
-    by_value = np.searchsorted(x, np.linspace(x[0], x[-1], 4 * count)[:-1])
-    sample = np.unique(np.concatenate([by_rank, by_value, [0, n - 1]]))
-    picks, law = spread(x[sample], np.diff(curve.slope[sample]), count)
-    edge = np.arange(min(_EXTREMES, n))
-    index = np.unique(np.concatenate([sample[picks], edge, n - 1 - edge]))
-    return index, law**3 / 3.0 / links**3
+    cells = alive.size
+    # Bounds are found over groups of cells: a few dozen between two levels are enough.
+    most = min(max(cells // (16 * links), 1), 16)
+    at_x, at_area = np.empty(cells + 1), np.empty(cells + 1)
+    delta, reach = np.empty(cells), np.empty(cells, np.int64)
+    tallest = 0.0
+    for c in range(cells):
+        if alive[c]:
+            tallest = max(tallest, heights[c])
+    # Before anything is known, an interval may reach across everything.
+    eps = caution * 2.0 * tallest * (x[cells] - x[0])
+    for _ in range(_PRUNINGS):
+        groups = _group(x, area, heights, alive, most, at_x, at_area, delta)
+        before = eps
+        find_reach(at_x, at_area, delta, groups, min(longest, slack + eps), reach)
+        eps = min(eps, caution * rounding_bound(at_x, delta, groups, reach))
+        given_up = False
+        for c in range(cells):
+            if alive[c] and min(through[c], through[c + 1]) - eps > limit:
+                alive[c] = False
+                given_up = True
+        if not given_up and eps > 0.5 * before:
+            if most == 1:
+                break
+            most = 1
+    return float(eps)
 
 
-def spread(x: Floats, weight: Floats, count: int) -> tuple[Ints, float]:
-    """Numbers of about `count` of the ascending `x`, even in weight^(1/3) width^(2/3).
+@kernel
+def _group(
+    x: Floats,
+    area: Floats,
+    heights: Floats,
+    alive: Flags,
+    most: int,
+    at_x: Floats,
+    at_area: Floats,
+    delta: Floats,
+) -> int:
+    """Join up to `most` neighbours that may hold a level; returns the number of groups.
 
-    `weight` is that between neighbours. Also returns the total of this measure. A stretch that
-    holds more than its part (the gap before an outlier) counts as one part, so that it takes no
-    picks from the others.
+    `at_x` and `at_area` are the curve at the groups' ends, delta[g] the largest height in group
+    g. A cell that holds no level stays apart: it may be a wide gap.
     """
-    measure = np.cbrt(weight) * np.cbrt(np.diff(x)) ** 2
-    for _ in range(_MAX_ROUNDS):
-        part = measure.sum() / count
-        if measure.max() <= 2.0 * part:
-            break
-        measure = np.minimum(measure, part)
-    law = np.concatenate([[0.0], np.cumsum(measure)])
-    picks = np.searchsorted(law, np.linspace(0.0, law[-1], count))
-    ends = np.array([0, x.size - 1])
-    return np.unique(np.concatenate([ends, np.minimum(picks, x.size - 1)])), float(law[-1])
+    groups, size = 0, 0
+    at_x[0], at_area[0] = x[0], area[0]
+    for c in range(alive.size):
+        height = heights[c] if alive[c] else 0.0
+        if 0 < size < most and height > 0.0 and delta[groups - 1] > 0.0:
+            delta[groups - 1] = max(delta[groups - 1], height)
+            size += 1
+        else:
+            delta[groups] = height
+            groups, size = groups + 1, 1
+        at_x[groups], at_area[groups] = x[c + 1], area[c + 1]
+    return groups
 
 
-def _restrict(curve: Curve, index: Ints) -> Curve:
-    return Curve(
-        curve.x[index], curve.slope[index], curve.area[index], curve.first[index], curve.last[index]
-    )
-
-
-def _search_price(at: Curve, links: int, price: float) -> _Priced | None:
+@kernel
+def find_price(
+    x: Floats,
+    area: Floats,
+    first: Floats,
+    last: Floats,
+    links: int,
+    price: float,
+    f: Floats,
+    path: Ints,
+) -> tuple[int, float, float, float]:
     """A price at which the best node path has `links` links, of the order of that path's cost.
 
     Where ties leave no such price, the path is spliced from the optimal ones on either side.
+
+    Returns
+    -------
+    passes, price, total, cost
+        Passes made (0: nothing was found), the price, the priced cost of the best path of any
+        number of links, and the plain cost of `path`, its first links + 1 entries.
+        f[v] is the priced cost of reaching node v.
     """
-    m = at.x.size
-    f, back, work = np.zeros(m), np.empty(m, np.int64), np.empty(m, np.int64)
+    m = x.size
+    reached, back, work = np.empty(m), np.empty(m, np.int64), np.empty(m, np.int64)
+    few, many = np.empty(m, np.int64), np.empty(m, np.int64)
+    few_links, many_links = 0, 0
     low, high = 0.0, np.inf
-    few: Ints | None = None
-    many: Ints | None = None
-    found: _Priced | None = None
-    for passes in range(1, _MAX_SEARCH + 1):
-        priced_paths(at.x, at.area, at.first, price, f, back)
-        ends = f[1:-1] + at.last[1:-1]
-        end = 1 + int(np.argmin(ends))
-        total = float(ends[end - 1]) + price
+    found, found_price, found_total, found_cost = 0, 0.0, 0.0, 0.0
+    total = 0.0
+    passes = 0
+    while passes < _MAX_SEARCH:
+        passes += 1
+        priced_paths(x, area, first, price, reached, back)
+        total, end = np.inf, 1
+        for v in range(1, m - 1):
+            if reached[v] + last[v] < total:
+                total, end = reached[v] + last[v], v
+        total += price
         count = trace(back, end, work)
-        path = work[: count + 1].copy()
+        ratio = count / links
         if count == links:
-            cost = _path_cost(at, path)
-            found = _Priced(price, total, cost, path, f.copy(), passes)
+            cost = path_cost(x, area, first, last, work, links)
+            for i in range(links + 1):
+                path[i] = work[i]
+            for v in range(m):
+                f[v] = reached[v]
+            found, found_price, found_total, found_cost = passes, price, total, cost
             # A price far above the cost would drown it in rounding. Some price up to the cost
             # itself has as many links, since one more link cannot save more than all of it.
-            if price <= _DEAREST * cost or cost <= 0:
-                return found
+            if price <= _DEAREST * cost or cost <= 0.0:
+                break
             high = price
             guess = max(2.0 * cost / links, _between(low, high))
-        elif count > links:
-            low, many = price, path
-            guess = _next_price(price, count / links, low, high, passes)
         else:
-            high, few = price, path
-            guess = _next_price(price, count / links, low, high, passes)
+            if count > links:
+                low, many_links = price, count
+            else:
+                high, few_links = price, count
+            side = many if count > links else few
+            for i in range(count + 1):
+                side[i] = work[i]
+            # The number of links goes like price^(-1/3); bisect once that stops helping.
+            guess = price * ratio * ratio * ratio
+            if passes > _POWER_STEPS or not low < guess < high:
+                guess = 2.0 * low if high == np.inf else _between(low, high)
         if not low < guess < high:
             break
         price = guess
-    if found is not None:
-        return found
-    if few is None or many is None:
-        return None
-    spliced = _splice(few, many, links)
-    if spliced is None:
-        return None
-    return _Priced(price, total, _path_cost(at, spliced), spliced, f, passes)
+    if found > 0:
+        return passes, found_price, found_total, found_cost
+    if few_links == 0 or many_links == 0 or not _splice(few, few_links, many, links, path):
+        return 0, price, 0.0, 0.0
+    for v in range(m):
+        f[v] = reached[v]
+    return passes, price, total, path_cost(x, area, first, last, path, links)
 
 
-def _next_price(price: float, ratio: float, low: float, high: float, passes: int) -> float:
-    # The number of links goes like price^(-1/3); bisect once that stops helping.
-    guess = price * ratio**3
-    if passes <= _POWER_STEPS and low < guess < high:
-        return guess
-    return 2.0 * low if high == np.inf else _between(low, high)
-
-
+@kernel
 def _between(low: float, high: float) -> float:
     """Halfway: by ratio while the two are far apart, by difference near the end."""
     if low <= 0.0:
@@ -311,95 +462,152 @@ def _between(low: float, high: float) -> float:
     return math.sqrt(low) * math.sqrt(high) if high > 2.0 * low else 0.5 * (low + high)
 
 
-def _splice(few: Ints, many: Ints, links: int) -> Ints | None:
+@kernel
+def _splice(few: Ints, few_links: int, many: Ints, links: int, path: Ints) -> bool:
     """A path of exactly `links` links from two optimal ones with fewer and with more.
 
     Both are optimal at one price, so where a link of `few` spans a link of `many` at the right
     offset, following `many` to there and `few` from there on is optimal too.
     """
-    shift = links - (few.size - 1)
-    for i in range(few.size - 1):
+    shift = links - few_links
+    for i in range(few_links):
         j = i + shift
-        if 0 <= j < many.size - 1 and few[i] <= many[j] and many[j + 1] <= few[i + 1]:
-            return np.concatenate([many[: j + 1], few[i + 1 :]])
-    return None
-
-
-def _path_cost(at: Curve, path: Ints) -> float:
-    x, area = at.x[path[1:-1]], at.area[path[1:-1]]
-    inner = float(np.sum(x[1:] * area[:-1] - x[:-1] * area[1:]))
-    return float(at.first[path[1]]) + inner + float(at.last[path[-2]])
-
-
-def _backward(at: Curve, price: float) -> Floats:
-    """Least priced cost from every node to the last: the forward pass on the mirror image."""
-    f, back = np.zeros(at.x.size), np.empty(at.x.size, np.int64)
-    x, area, first = (np.ascontiguousarray(a[::-1]) for a in (-at.x, at.area, at.last))
-    priced_paths(x, area, first, price, f, back)
-    return f[::-1]
-
-
-def _prune(
-    at: Curve,
-    heights: Floats,
-    alive: NDArray[np.bool_],
-    through: Floats,
-    price: float,
-    total: float,
-    target: float,
-) -> tuple[NDArray[np.bool_], float]:
-    """Give up cells whose every solution costs more than `target`; also returns eps.
-
-    eps bounds what rounding the levels of an optimal solution to nodes can cost. It shrinks
-    as cells are given up, so this repeats while it helps.
-    """
-    cheapest = np.minimum(through[:-1], through[1:])
-    # Before anything is known, an interval may reach across everything.
-    reach = np.full(alive.size, alive.size - 1)
-    eps = np.inf
-    for _ in range(_MAX_ROUNDS):
-        before = eps
-        delta = np.where(alive, heights, 0.0)
-        eps = min(eps, rounding_bound(at.x, delta, reach))
-        find_reach(at.x, at.area, delta, price + (target - total) + eps, reach)
-        eps = min(eps, rounding_bound(at.x, delta, reach))
-        still = alive & (cheapest - eps <= target)
-        if np.array_equal(still, alive) and eps > 0.9 * before:
-            break
-        alive = still
-    return alive, float(eps)
-
-
-def _heights(curve: Curve, index: Ints) -> Floats:
-    low, high = index[:-1], index[1:]
-    slopes = curve.slope[low], curve.slope[high - 1]
-    heights = chord_heights(curve.x[index], curve.area[index], *slopes)
-    return np.where(high - low > 1, heights, 0.0)
-
-
-def chord_heights(x: Floats, area: Floats, after: Floats, before: Floats) -> Floats:
-    """How far each cell's chord may lie above the curve: the triangle of its end slopes.
-
-    `after` is the slope right of each cell's lower end, `before` that left of its upper end.
-    """
-    width = np.diff(x)
-    chord = np.diff(area) / width
-    # Slopes that agree in all digits but the last say nothing about their difference.
-    unsure = _ROUNDING * (np.abs(after) + np.abs(before) + (area[1:] + area[:-1]) / width)
-    rise = np.maximum(chord - after, 0.0) + unsure
-    fall = np.maximum(before - chord, 0.0) + unsure
-    return width * rise * fall / np.maximum(rise + fall, 1e-300)
+        if few[i] <= many[j] and many[j + 1] <= few[i + 1]:
+            for place in range(links + 1):
+                path[place] = many[place] if place <= j else few[place - shift]
+            return True
+    return False
 
 
 @kernel
-def find_reach(x: Floats, area: Floats, delta: Floats, limit: float, reach: Ints) -> None:
+def path_cost(
+    x: Floats, area: Floats, first: Floats, last: Floats, path: Ints, links: int
+) -> float:
+    """The objective of a path of links >= 2 links."""
+    cost = float(first[path[1]] + last[path[links - 1]])
+    for i in range(1, links - 1):
+        k, j = path[i], path[i + 1]
+        cost += x[j] * area[k] - x[k] * area[j]
+    return cost
+
+
+@kernel
+def priced_paths(
+    x: Floats, area: Floats, first: Floats, price: float, f: Floats, back: Ints
+) -> None:
+    """Fill f[j] and back[j] for the inner nodes j = 1 .. m - 2; O(m log m).
+
+    f[j] is the least cost of a path from node 0 to j, `price` per link included; back[j]
+    its last node before j. `first[j]` is the cost of the link (0, j).
+    """
+    m = x.size
+    end = m - 2
+    # From starts[i] on, queue[i] is the best predecessor; entries before `head` are past.
+    queue = np.empty(m, np.int64)
+    starts = np.empty(m, np.int64)
+    queue[0], starts[0] = 0, 1
+    head, size = 0, 1
+    f[0] = f[m - 1] = 0.0
+    for j in range(1, end + 1):
+        while head + 1 < size and starts[head + 1] <= j:
+            head += 1
+        k = queue[head]
+        xj, aj = x[j], area[j]
+        # The first link uses its exact cost: cost~ from a far outlier would drown the rest.
+        fj = first[j] if k == 0 else f[k] + (xj * area[k] - x[k] * aj)
+        fj += price
+        f[j] = fj
+        back[j] = k
+        old = -1
+        at = j + 1
+        while size > head:
+            old = queue[size - 1]
+            at = max(starts[size - 1], j + 1)
+            if at > end:
+                break
+            mine = fj + (x[at] * aj - xj * area[at])
+            theirs = first[at] if old == 0 else f[old] + (x[at] * area[old] - x[old] * area[at])
+            if mine > theirs:
+                break
+            size -= 1
+        if size == head:
+            queue[size], starts[size] = j, j + 1
+            size += 1
+            continue
+        # Gallop, then bisect, for the first place where j beats the last in the queue.
+        xo, ao, fo = x[old], area[old], f[old]
+        low, high, step = at, end + 1, 1
+        galloping = True
+        while high - low > 1:
+            probe = low + step if galloping else (low + high) // 2
+            if probe >= high:
+                galloping = False
+                continue
+            mine = fj + (x[probe] * aj - xj * area[probe])
+            theirs = first[probe] if old == 0 else fo + (x[probe] * ao - xo * area[probe])
+            if mine > theirs:
+                low = probe
+                step *= 2
+            else:
+                high = probe
+                galloping = False
+        if high <= end:
+            queue[size], starts[size] = j, high
+            size += 1
+
+
+@kernel
+def trace(back: Ints, end: int, path: Ints) -> int:
+    """Write the path that ends with the link (end, last node), first node first.
+
+    Returns
+    -------
+    int
+        Its number of links; the nodes are path[:links + 1], so `path` needs m places.
+    """
+    links = 1
+    k = end
+    while k > 0:
+        links += 1
+        k = back[k]
+    path[links] = back.size - 1
+    k = end
+    for place in range(links - 1, 0, -1):
+        path[place] = k
+        k = back[k]
+    path[0] = 0
+    return links
+
+
+@kernel
+def _chord_heights(x: Floats, slope: Floats, inside: Floats, area: Floats, index: Ints) -> Floats:
+    """How far each cell's chord may lie above the curve: the triangle of its end slopes."""
+    heights = np.zeros(index.size - 1)
+    for c in range(heights.size):
+        low, high = index[c], index[c + 1]
+        if high - low == 1 and inside[low] == 0.0:
+            continue
+        after, before = slope[low], slope[high - 1] + inside[high - 1]
+        width = x[high] - x[low]
+        chord = (area[high] - area[low]) / width
+        # Slopes that agree in all digits but the last say nothing about their difference.
+        unsure = _ROUNDING * (abs(after) + abs(before) + (area[low] + area[high]) / width)
+        rise = max(chord - after, 0.0) + unsure
+        fall = max(before - chord, 0.0) + unsure
+        heights[c] = width * rise * fall / max(rise + fall, 1e-300)
+    return heights
+
+
+@kernel
+def find_reach(
+    x: Floats, area: Floats, delta: Floats, cells: int, limit: float, reach: Ints
+) -> None:
     """reach[c]: the last cell that an interval which starts in cell c can cover, in part; O(m).
 
     An interval that one more level improves by more than `limit` is in no optimal solution.
     The improvement grows with the interval, so two pointers do; any middle node gives a bound.
     Where delta is 0 a cell holds no level inside: intervals start and end at its nodes.
     """
-    cells = x.size - 1
     far = 0
     middle = 1
     for c in range(cells):
@@ -423,14 +631,13 @@ def find_reach(x: Floats, area: Floats, delta: Floats, limit: float, reach: Ints
 
 
 @kernel
-def rounding_bound(x: Floats, delta: Floats, reach: Ints) -> float:
+def rounding_bound(x: Floats, delta: Floats, cells: int, reach: Ints) -> float:
     """Most that rounding all levels of an optimal solution to nodes can cost; O(m).
 
     That cost is at most the sum over intervals of (delta at both ends) * length. Every
     stretch of the axis is charged the largest delta of the cells from which, and of those to
     which, an interval can span it: two sliding maxima over a queue of falling values.
     """
-    cells = delta.size
     queue = np.empty(cells, np.int64)
     total = 0.0
     head, size, entered = 0, 0, 0
@@ -458,15 +665,122 @@ def rounding_bound(x: Floats, delta: Floats, reach: Ints) -> float:
     return total
 
 
-def _divide(nodes: Nodes, keep: NDArray[np.bool_]) -> Nodes:
-    """The next stage's nodes: kept ones, and alive cells cut into `_PARTS` by rank.
+@kernel
+def _divide(index: Ints, alive: Flags, keep: Flags, parts: int) -> tuple[Ints, Flags]:
+    """The next nodes: kept ones, and alive cells cut into `parts` by rank; 0 parts end them all.
 
     A dropped node has no alive cell beside it, so the stretch across it is dead.
     """
-    index = nodes.index
-    low, high = index[:-1][nodes.alive], index[1:][nodes.alive]
-    cuts = [low + (high - low) * part // _PARTS for part in range(1, _PARTS)]
-    merged = np.unique(np.concatenate([index[keep], *cuts]))
-    # A new cell is alive if it starts inside an alive old one.
-    cell = np.searchsorted(index, merged[:-1], side="right") - 1
-    return Nodes(merged, nodes.alive[cell])
+    most = max(parts, 1) * index.size
+    merged, still = np.empty(most, np.int64), np.empty(most, np.bool_)
+    size = 0
+    for c in range(index.size):
+        if not keep[c]:
+            continue
+        merged[size] = index[c]
+        still[size] = parts > 0 and c < alive.size and alive[c]
+        size += 1
+        if not still[size - 1]:
+            continue
+        low, width = index[c], index[c + 1] - index[c]
+        for part in range(1, parts):
+            cut = low + width * part // parts
+            if cut > merged[size - 1]:
+                merged[size], still[size] = cut, True
+                size += 1
+    return merged[:size], still[: size - 1]
+
+
+@kernel
+def first_nodes(x: Floats, slope: Floats, links: int) -> tuple[float, Ints]:
+    """Point indices about where levels will be, both ends included, and a first price.
+
+    Optimal levels have density proportional to the cube root of the data's, so nodes are
+    spread evenly in the cells' weight^(1/3) width^(2/3), over a sample of points half evenly
+    by rank and half evenly by value. A level's window spans about sqrt(2 s) cells, so nodes
+    must be denser than that between levels. The outermost points are all nodes: a wide cell
+    with a few of them inside would blur the bounds of all others.
+    """
+    n = x.size
+    count = min(max(_MIN_NODES, int(2.0 * (links + 1) ** 1.5)), n)
+    sample = _sample(x, 4 * count)
+    measure = np.empty(sample.size - 1)
+    total = 0.0
+    for c in range(measure.size):
+        low, high = sample[c], sample[c + 1]
+        width = x[high] - x[low]
+        measure[c] = np.cbrt(max(slope[high] - slope[low], 0.0) * width * width)
+        total += measure[c]
+    # A stretch that holds more than its part (the gap before an outlier) counts as one part, so
+    # that it takes no nodes from the others.
+    for _ in range(_MAX_ROUNDS):
+        part = total / count
+        total, largest = 0.0, 0.0
+        for c in range(measure.size):
+            largest = max(largest, measure[c])
+            total += min(measure[c], part)
+        if largest <= 2.0 * part:
+            break
+        for c in range(measure.size):
+            measure[c] = min(measure[c], part)
+    total = 0.0
+    for c in range(measure.size):
+        total += measure[c]
+    step = total / count
+    edge = min(_EXTREMES, n)
+    index = np.empty(sample.size + count + 2 * edge, np.int64)
+    size = 0
+    for i in range(edge):
+        index[size] = i
+        size += 1
+    law = 0.0
+    for c in range(measure.size):
+        before = math.floor(law / step) if step > 0.0 else 0.0
+        law += measure[c]
+        due = int(math.floor(law / step) - before) if step > 0.0 else 1
+        low, width = sample[c], sample[c + 1] - sample[c]
+        for part in range(1, due + 1):
+            node = low + width * part // due
+            if index[size - 1] < node < n - edge:
+                index[size] = node
+                size += 1
+    for i in range(max(index[size - 1] + 1, n - edge), n):
+        index[size] = i
+        size += 1
+    share = total / links
+    return share * share * share / 3.0, index[:size]
+
+
+@kernel
+def _sample(x: Floats, count: int) -> Ints:
+    """About 2 * count indices of the ascending `x`, half evenly by rank and half by value."""
+    n = x.size
+    if n <= 2 * count:
+        return np.arange(n)
+    sample = np.empty(2 * count + 1, np.int64)
+    sample[0] = 0
+    size, by_rank, by_value = 1, 1, 1
+    place = 0
+    while by_rank <= count:
+        rank = by_rank * (n - 1) // count
+        # By value: the first point at or above; `place` moves on by bisection.
+        value = x[0] + (x[n - 1] - x[0]) * (by_value / count)
+        if by_value < count and x[place] < value:
+            low, high = place, n - 1
+            while high - low > 1:
+                middle = (low + high) // 2
+                if x[middle] < value:
+                    low = middle
+                else:
+                    high = middle
+            place = high
+        if by_value < count and place <= rank:
+            by_value += 1
+            chosen = place
+        else:
+            by_rank += 1
+            chosen = rank
+        if chosen > sample[size - 1]:
+            sample[size] = chosen
+            size += 1
+    return sample[:size]

@@ -23,17 +23,29 @@ def chunks(flat: NDArray[Any], size: int | None = None) -> Iterator[tuple[int, N
     """Offsets and pieces of `flat`: native float32 or float64, aligned, read-only."""
     size = CHUNK if size is None else size
     for start in range(0, flat.size, size):
-        yield start, frozen(np.require(widen(flat[start : start + size]), requirements="A"))
+        yield start, piece(flat, start, start + size)
 
 
-def block_chunks(flat: NDArray[Any], block: int) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Chunks of whole blocks; a block larger than a chunk is cut into chunks of its own."""
+def piece(flat: NDArray[Any], start: int, stop: int) -> NDArray[Any]:
+    """Values of `flat` from `start` to `stop`: native float32 or float64, aligned, read-only."""
+    return frozen(np.require(widen(flat[start:stop]), requirements="A"))
+
+
+def spans(size: int) -> list[tuple[int, int]]:
+    """Starts and stops of the chunks of `size` values."""
+    return [(start, min(start + CHUNK, size)) for start in range(0, size, CHUNK)]
+
+
+def block_spans(size: int, block: int) -> list[tuple[int, int]]:
+    """Starts and stops of chunks of whole blocks; a block larger than a chunk has its own."""
     if block < CHUNK:
-        yield from chunks(flat, CHUNK // block * block)
-        return
-    for first in range(0, flat.size, block):
-        for start, part in chunks(flat[first : first + block], CHUNK):
-            yield first + start, part
+        step = CHUNK // block * block
+        return [(start, min(start + step, size)) for start in range(0, size, step)]
+    return [
+        (first + start, first + stop)
+        for first in range(0, size, block)
+        for start, stop in spans(min(block, size - first))
+    ]
 
 
 def block_rows(flat: NDArray[Any], block: int) -> Iterator[tuple[int, NDArray[Any]]]:

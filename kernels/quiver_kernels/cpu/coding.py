@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 from quiver_kernels.checks import Range
 from quiver_kernels.cpu import chunking, decode
 from quiver_kernels.cpu.compile import Floats, frozen
-from quiver_kernels.cpu.encode import encode_blocks
+from quiver_kernels.cpu.encode import TILE, encode_blocks, pack_blocks, pack_eights, pack_pairs
+from quiver_kernels.cpu.intervals import interval_table
 from quiver_kernels.dtypes import WIRE_DTYPES
 from quiver_kernels.errors import InvalidInput
 from quiver_kernels.options import QuantizeOptions
 from quiver_kernels.packing import packed_size
 from quiver_kernels.quantized import QuantizedVector
 from quiver_kernels.rounding import rounding_table
+from quiver_kernels.sharing import run_parts
 
 
 def encode(
@@ -28,31 +30,67 @@ def encode(
     table = rounding_table(levels)
     flat = x.reshape(-1)
     block = chunking.block_size(x, options)
-    packed = np.empty(packed_size(x.size, options.bits, options.block_size), np.uint8)
-    errors: list[float] = []
-    norms: list[float] = []
-    stride = (block * options.bits + 7) // 8
-    for start, part in chunking.block_chunks(flat, block):
-        rows = slice(start // block, -(-(start + part.size) // block))
-        values = part if table.narrow else part.astype(np.float64)
-        place = (start // block) * stride + (start % block) * options.bits // 8
+    bits = options.bits
+    stride = (block * bits + 7) // 8
+    packed = np.empty(packed_size(x.size, bits, options.block_size), np.uint8)
+
+    def encode_span(span: tuple[int, int]) -> Floats:
+        start, stop = span
+        rows = slice(start // block, -(-stop // block))
+        values = chunking.piece(flat, start, stop)
+        if not table.narrow:
+            values = frozen(values.astype(np.float64))
+        size = min(block, values.size)
+        intervals = interval_table(table.levels[rows], size)
+        begin = (start // block) * stride + (start % block) * bits // 8
+        out = packed[begin : begin + packed_size(values.size, bits, block)]
+        # Codes of 8 bits are packed as they are; others in eights, zeros behind the last.
+        codes = out if bits == 8 else np.empty(-(-values.size // 8) * 8, np.uint8)
+        codes[values.size :] = 0
         sums = np.empty((rows.stop - rows.start, 2))
         encode_blocks(
-            frozen(values),
-            min(block, values.size),
+            values,
+            size,
             start,
             frozen(table.levels[rows]),
             frozen(table.inverse[rows]),
-            frozen(table.scale[rows]),
-            options.bits,
+            None if table.narrow else frozen(table.scale[rows]),
+            intervals.inner,
+            intervals.cells,
+            intervals.guess,
+            intervals.first_step,
             np.uint64(seed),
             bounds.unit,
-            packed[place:],
+            np.empty(TILE + 4, np.uint32),
+            np.empty(TILE, np.uint16),
+            np.empty((4, TILE), values.dtype),
+            np.empty((2, TILE)),
+            codes,
             sums,
         )
-        errors.extend(sums[:, 0].tolist())
-        norms.extend(sums[:, 1].tolist())
-    return packed, math.fsum(errors), math.fsum(norms)
+        if bits < 8:
+            _pack(codes, values.size, block, bits, out)
+        return sums
+
+    sums = run_parts(chunking.block_spans(x.size, block), encode_span)
+    error, norm = _column_sums(sums)
+    return packed, error, norm
+
+
+def _column_sums(sums: list[Floats]) -> list[float]:
+    return [math.fsum(column) for column in np.concatenate(sums).T.tolist()]
+
+
+def _pack(
+    codes: NDArray[np.uint8], size: int, block: int, bits: int, packed: NDArray[np.uint8]
+) -> None:
+    """Pack `size` codes, one a byte, of whole blocks or of a piece of one; spoils them."""
+    if block * bits % 8 and size > block:
+        pack_blocks(codes[:size], block, bits, packed)
+    elif bits == 4:
+        pack_pairs(codes.view(np.uint16), packed)
+    else:
+        pack_eights(codes.view(np.uint64), bits, packed)
 
 
 def dequantize(q: QuantizedVector) -> NDArray[Any]:
@@ -63,10 +101,13 @@ def dequantize(q: QuantizedVector) -> NDArray[Any]:
     tables = np.atleast_2d(q.levels).astype(dtype).view(raw)
     out = np.empty(q.size, dtype=dtype)
     block = _values_per_table(q)
-    for start in range(0, q.size, chunking.CHUNK):
-        stop = min(start + chunking.CHUNK, q.size)
+
+    def decode_span(span: tuple[int, int]) -> None:
+        start, stop = span
         codes = _codes(q, start, stop)
         decode.look_up(codes, frozen(tables), block, start, out.view(raw)[start:stop])
+
+    run_parts(chunking.spans(q.size), decode_span)
     return out.reshape(q.shape)
 
 
@@ -75,16 +116,23 @@ def mean(
 ) -> NDArray[Any]:
     """Sum of share times decoded vector, accumulated in float64."""
     out = np.empty(vectors[0].size, dtype=dtype)
-    tables = [frozen(np.atleast_2d(q.levels).astype(np.float64)) for q in vectors]
-    low, high = min(t.min() for t in tables), max(t.max() for t in tables)
-    for start in range(0, out.size, chunking.CHUNK):
-        stop = min(start + chunking.CHUNK, out.size)
+    low = min(float(q.levels.min()) for q in vectors)
+    high = max(float(q.levels.max()) for q in vectors)
+    tables = [
+        frozen(share * np.atleast_2d(q.levels).astype(np.float64))
+        for q, share in zip(vectors, shares, strict=True)
+    ]
+
+    def mean_of_span(span: tuple[int, int]) -> None:
+        start, stop = span
         total = np.zeros(stop - start)
-        for q, table, share in zip(vectors, tables, shares, strict=True):
+        for q, table in zip(vectors, tables, strict=True):
             codes = _codes(q, start, stop)
-            decode.add_scaled(codes, table, share, _values_per_table(q), start, total)
+            decode.add_up(codes, table, _values_per_table(q), start, total)
         # Shares add up to 1 but for rounding, which must not leave the levels' range.
-        out[start:stop] = np.clip(total, low, high)
+        out[start:stop] = np.clip(total, low, high, out=total)
+
+    run_parts(chunking.spans(out.size), mean_of_span)
     return out.reshape(vectors[0].shape)
 
 
@@ -96,21 +144,36 @@ def errors(
     weights: Floats,
 ) -> tuple[float, float, float]:
     """Weighted and plain expected squared error, and squared norm; the first in true units."""
-    weighted: list[float] = []
-    plain: list[float] = []
-    norms: list[float] = []
-    for start, part in chunking.block_chunks(x.reshape(-1), block):
-        for offset in range(0, part.size, block):
-            run = part[offset : offset + block]
-            table = frozen(levels[(start + offset) // block].astype(np.float64))
-            error, norm = decode.sum_errors(run, table, frozen(chunking.NO_WEIGHTS), bounds.unit)
-            plain.append(error)
-            norms.append(norm)
-            if weights.size:
-                run_weights = frozen(chunking.slice_weights(weights, start + offset, run.size))
-                weighted.append(decode.sum_errors(run, table, run_weights, bounds.unit)[0])
-    total = math.fsum(weighted) if weights.size else math.fsum(plain)
-    return total / bounds.unit / bounds.unit, math.fsum(plain), math.fsum(norms)
+    flat = x.reshape(-1)
+
+    def sum_span(span: tuple[int, int]) -> Floats:
+        start, stop = span
+        rows = slice(start // block, -(-stop // block))
+        table = levels[rows].astype(np.float64)
+        size = min(block, stop - start)
+        intervals = interval_table(table, size)
+        sums = np.empty((len(table), 3))
+        decode.sum_errors(
+            frozen(chunking.piece(flat, start, stop).astype(np.float64)),
+            size,
+            frozen(table),
+            intervals.inner,
+            intervals.cells,
+            intervals.guess,
+            intervals.first_step,
+            chunking.slice_weights(weights, start, stop - start),
+            bounds.unit,
+            np.empty(TILE, np.uint16),
+            np.empty(TILE, np.uint8),
+            np.empty((4, TILE)),
+            sums,
+        )
+        return sums
+
+    sums = run_parts(chunking.block_spans(x.size, block), sum_span)
+    weighted, plain, norm = _column_sums(sums)
+    total = weighted if weights.size else plain
+    return total / bounds.unit / bounds.unit, plain, norm
 
 
 def _values_per_table(q: QuantizedVector) -> int:
@@ -119,8 +182,20 @@ def _values_per_table(q: QuantizedVector) -> int:
 
 def _codes(q: QuantizedVector, start: int, stop: int) -> NDArray[np.uint8]:
     """Codes of the elements from `start` to `stop`, checked against the table's length."""
-    codes = np.empty(stop - start, np.uint8)
-    decode.unpack_range(frozen(q.codes), q.bits, _values_per_table(q), start, stop, codes)
+    size, block, bits = stop - start, _values_per_table(q), q.bits
+    if bits == 8:
+        codes = q.codes[start:stop]
+    elif block * bits % 8 and q.size > block:
+        codes = np.empty(size, np.uint8)
+        decode.unpack_blocks(frozen(q.codes), bits, block, start, codes)
+    else:
+        eights = np.empty(-(-size // 8), np.uint64)
+        packed = frozen(q.codes[start * bits // 8 : -(-stop * bits // 8)])
+        if bits == 4:
+            decode.unpack_pairs(packed, eights.view(np.uint16))
+        else:
+            decode.unpack_eights(packed, bits, eights)
+        codes = eights.view(np.uint8)[:size]
     largest = int(codes.max())
     if largest >= q.num_levels:
         raise InvalidInput(

@@ -1,7 +1,8 @@
 """Unbiased codes: look up the interval, round by the element's Philox word, pack.
 
 Each tile of values goes through one short loop per stage, so that the compiler can
-vectorise every stage by itself. The rule is `quiver_kernels.rounding`'s.
+vectorise every stage that reads and writes in order; table look-ups, which it cannot, have
+loops of their own. The rule is `quiver_kernels.rounding`'s.
 """
 
 from __future__ import annotations
@@ -11,62 +12,59 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quiver_kernels.cpu.compile import Floats, inlined, kernel
+from quiver_kernels.cpu.compile import Floats, kernel
 
 TILE = 512
 _TWO_32 = 4294967296.0
-
-
-@inlined
-def _round(
-    c0: np.uint32, c1: np.uint32, c2: np.uint32, c3: np.uint32, k0: np.uint32, k1: np.uint32
-) -> tuple[np.uint32, np.uint32, np.uint32, np.uint32]:
-    p0 = np.uint64(c0) * np.uint64(0xD2511F53)
-    p1 = np.uint64(c2) * np.uint64(0xCD9E8D57)
-    return (
-        np.uint32(np.uint32(p1 >> np.uint64(32)) ^ c1 ^ k0),
-        np.uint32(p1),
-        np.uint32(np.uint32(p0 >> np.uint64(32)) ^ c3 ^ k1),
-        np.uint32(p0),
-    )
+# The largest float32 below 1: what a probability below 1 can be.
+_BELOW_ONE = np.float32(1.0 - 2.0**-24)
 
 
 @kernel
 def fill_random(seed: np.uint64, first_group: int, words: NDArray[np.uint32]) -> None:
     """Fill `words`, uint32 of a multiple of 4, with the groups from `first_group` on.
 
-    A run-time loop over rounds would be ten times slower, so they stand one by one.
+    32-bit words lie in 64-bit variables, as the vector units multiply them. A run-time loop
+    over rounds would be ten times slower, so they stand one by one.
     """
-    w0, w1 = np.uint32(0x9E3779B9), np.uint32(0xBB67AE85)
-    key0, key1 = np.uint32(seed), np.uint32(seed >> np.uint64(32))
+    m0, m1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+    w0, w1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+    low, half = np.uint64(0xFFFFFFFF), np.uint64(32)
     for g in range(words.size // 4):
         group = np.uint64(first_group) + np.uint64(g)
-        c0, c1 = np.uint32(group), np.uint32(group >> np.uint64(32))
-        c2, c3 = np.uint32(0), np.uint32(0)
-        k0, k1 = key0, key1
-        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
-        k0, k1 = np.uint32(k0 + w0), np.uint32(k1 + w1)
-        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
-        k0, k1 = np.uint32(k0 + w0), np.uint32(k1 + w1)
-        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
-        k0, k1 = np.uint32(k0 + w0), np.uint32(k1 + w1)
-        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
-        k0, k1 = np.uint32(k0 + w0), np.uint32(k1 + w1)
-        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
-        k0, k1 = np.uint32(k0 + w0), np.uint32(k1 + w1)
-        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
-        k0, k1 = np.uint32(k0 + w0), np.uint32(k1 + w1)
-        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
-        k0, k1 = np.uint32(k0 + w0), np.uint32(k1 + w1)
-        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
-        k0, k1 = np.uint32(k0 + w0), np.uint32(k1 + w1)
-        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
-        k0, k1 = np.uint32(k0 + w0), np.uint32(k1 + w1)
-        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
-        words[4 * g] = c0
-        words[4 * g + 1] = c1
-        words[4 * g + 2] = c2
-        words[4 * g + 3] = c3
+        k0, k1 = seed & low, seed >> half
+        p0, p1 = (group & low) * m0, np.uint64(0)
+        c0, c1, c2, c3 = (group >> half) ^ k0, p1, (p0 >> half) ^ k1, p0 & low
+        k0, k1 = (k0 + w0) & low, (k1 + w1) & low
+        p0, p1 = c0 * m0, c2 * m1
+        c0, c1, c2, c3 = (p1 >> half) ^ c1 ^ k0, p1 & low, (p0 >> half) ^ c3 ^ k1, p0 & low
+        k0, k1 = (k0 + w0) & low, (k1 + w1) & low
+        p0, p1 = c0 * m0, c2 * m1
+        c0, c1, c2, c3 = (p1 >> half) ^ c1 ^ k0, p1 & low, (p0 >> half) ^ c3 ^ k1, p0 & low
+        k0, k1 = (k0 + w0) & low, (k1 + w1) & low
+        p0, p1 = c0 * m0, c2 * m1
+        c0, c1, c2, c3 = (p1 >> half) ^ c1 ^ k0, p1 & low, (p0 >> half) ^ c3 ^ k1, p0 & low
+        k0, k1 = (k0 + w0) & low, (k1 + w1) & low
+        p0, p1 = c0 * m0, c2 * m1
+        c0, c1, c2, c3 = (p1 >> half) ^ c1 ^ k0, p1 & low, (p0 >> half) ^ c3 ^ k1, p0 & low
+        k0, k1 = (k0 + w0) & low, (k1 + w1) & low
+        p0, p1 = c0 * m0, c2 * m1
+        c0, c1, c2, c3 = (p1 >> half) ^ c1 ^ k0, p1 & low, (p0 >> half) ^ c3 ^ k1, p0 & low
+        k0, k1 = (k0 + w0) & low, (k1 + w1) & low
+        p0, p1 = c0 * m0, c2 * m1
+        c0, c1, c2, c3 = (p1 >> half) ^ c1 ^ k0, p1 & low, (p0 >> half) ^ c3 ^ k1, p0 & low
+        k0, k1 = (k0 + w0) & low, (k1 + w1) & low
+        p0, p1 = c0 * m0, c2 * m1
+        c0, c1, c2, c3 = (p1 >> half) ^ c1 ^ k0, p1 & low, (p0 >> half) ^ c3 ^ k1, p0 & low
+        k0, k1 = (k0 + w0) & low, (k1 + w1) & low
+        p0, p1 = c0 * m0, c2 * m1
+        c0, c1, c2, c3 = (p1 >> half) ^ c1 ^ k0, p1 & low, (p0 >> half) ^ c3 ^ k1, p0 & low
+        k0, k1 = (k0 + w0) & low, (k1 + w1) & low
+        p0, p1 = c0 * m0, c2 * m1
+        words[4 * g] = np.uint32((p1 >> half) ^ c1 ^ k0)
+        words[4 * g + 1] = np.uint32(p1)
+        words[4 * g + 2] = np.uint32((p0 >> half) ^ c3 ^ k1)
+        words[4 * g + 3] = np.uint32(p0)
 
 
 @kernel
@@ -76,123 +74,168 @@ def encode_blocks(
     first_index: int,
     levels: NDArray[Any],
     inverse: NDArray[Any],
-    scale: Floats,
-    bits: int,
+    scale: Floats | None,
+    inner: NDArray[Any],
+    cells: NDArray[Any],
+    guess: NDArray[np.uint8],
+    first_step: int,
     seed: np.uint64,
     unit: float,
-    packed: NDArray[np.uint8],
+    words: NDArray[np.uint32],
+    places: NDArray[np.uint16],
+    found: NDArray[Any],
+    lanes: Floats,
+    codes: NDArray[np.uint8],
     sums: Floats,
 ) -> None:
-    """Encode consecutive blocks.
+    """Encode consecutive blocks, one code a byte.
 
     Parameters
     ----------
     x
-        float32 (narrow) or float64 (wide), the values of whole blocks; the last may be short.
+        Values of whole blocks (the last may be shorter), or a piece of one block.
     block_size
-        Values per block.
+        Values per table.
     first_index
-        Index of x[0] in the vector, for the random numbers; a multiple of 8 if a block
-        is continued.
+        Index of x[0] in the vector.
     levels, inverse, scale
-        Rows of a `RoundingTable`, one per block.
-    bits, seed
-        Bits per code; key of the random numbers.
+        Rows of a `RoundingTable`, one per block; of the type of `x`. No scale: narrow.
+    inner, cells, guess, first_step
+        An `IntervalTable` of the same rows.
+    seed
+        Key of the random numbers.
     unit
         Power of two that keeps squares of the values within float64.
-    packed
-        Out: the bytes of these blocks, each starting on a byte.
+    words, places, found, lanes
+        Space to work in: TILE + 4, TILE, (4, TILE) of the type of `x`, (2, TILE).
+    codes
+        Out: the codes.
     sums
         Out: sums[b] = (expected squared error, squared norm) of block b, in squared units.
     """
-    codes = np.empty(TILE, np.uint8)
-    words = np.empty(TILE + 8, np.uint32)
-    stride = (block_size * bits + 7) // 8
+    s = levels.shape[1]
+    cell_count = x.dtype.type(guess.shape[1] - 1)
+    filled, base = 0, 0
     for b in range(levels.shape[0]):
         start = b * block_size
         stop = min(start + block_size, x.size)
-        error, norm = 0.0, 0.0
+        top = levels[b, s - 1]
+        used = min(TILE, stop - start)
+        for i in range(used):
+            lanes[0, i] = 0.0
+            lanes[1, i] = 0.0
         for tile in range(start, stop, TILE):
             end = min(tile + TILE, stop)
+            values, code = x[tile:end], codes[tile:end]
             index = first_index + tile
-            skip = index % 4
-            count = end - tile
-            fill_random(seed, index // 4, words[: (skip + count + 3) // 4 * 4])
-            e, n = _encode_tile(
-                x[tile:end],
-                levels[b],
-                inverse[b],
-                scale[b],
-                words[skip : skip + count],
-                unit,
-                codes,
-            )
-            error += e
-            norm += n
-            _pack(codes, count, bits, packed, b * stride + (tile - start) * bits // 8)
-        sums[b, 0] = error
-        sums[b, 1] = norm
+            if first_index + end > filled:
+                base = index // 4 * 4
+                filled = min(base + words.size, (first_index + x.size + 3) // 4 * 4)
+                fill_random(seed, base // 4, words[: filled - base])
+            drawn = words[index - base :]
+
+            if guess.shape[1] > 1:
+                low, cell_scale, row_guess = cells[b, 0], cells[b, 1], guess[b]
+                for i in range(code.size):
+                    place = (values[i] - low) * cell_scale
+                    places[i] = np.int32(min(max(place, x.dtype.type(0)), cell_count))
+                for i in range(code.size):
+                    code[i] = row_guess[places[i]]
+            else:
+                for i in range(code.size):
+                    code[i] = 0
+            if first_step == 0:
+                for j in range(1, s - 1):
+                    for i in range(code.size):
+                        code[i] += np.uint8(values[i] >= levels[b, j])
+            step = first_step
+            while step > 0:
+                ahead = inner[b, step:]
+                for i in range(code.size):
+                    k = code[i]
+                    code[i] = k + np.uint8(step) if values[i] >= ahead[k] else k
+                step //= 2
+
+            below, above = found[0], found[1]
+            for i in range(code.size):
+                below[i] = levels[b, code[i]]
+            for i in range(code.size):
+                above[i] = levels[b, code[i] + np.uint64(1)]
+            for i in range(code.size):
+                found[2, i] = inverse[b, code[i]]
+            if scale is None:
+                for i in range(code.size):
+                    p = (values[i] - below[i]) * found[2, i]
+                    t = np.uint32(min(p, _BELOW_ONE) * np.float32(_TWO_32))
+                    up = (drawn[i] < t) | (p >= np.float32(1.0)) | (values[i] >= top)
+                    code[i] += np.uint8(up)
+                for i in range(code.size):
+                    v = np.float64(values[i])
+                    lanes[0, i] += (np.float64(above[i]) - v) * (v - np.float64(below[i]))
+                    lanes[1, i] += v * v
+            else:
+                for i in range(code.size):
+                    found[3, i] = scale[b, code[i]]
+                for i in range(code.size):
+                    p = (values[i] * found[3, i] - below[i] * found[3, i]) * found[2, i]
+                    # r < floor(t) for a whole r is r + 1 <= t, and r + 1 is exact in float64.
+                    up = (np.float64(drawn[i]) + 1.0 <= p * _TWO_32) | (values[i] >= top)
+                    code[i] += np.uint8(up)
+                for i in range(code.size):
+                    v = values[i] * unit
+                    lanes[0, i] += (above[i] * unit - v) * (v - below[i] * unit)
+                    lanes[1, i] += v * v
+
+        while used > 1:
+            half = (used + 1) // 2
+            for i in range(used - half):
+                lanes[0, i] += lanes[0, half + i]
+                lanes[1, i] += lanes[1, half + i]
+            used = half
+        # Squares of float32 fit into float64 as they are.
+        once = unit if scale is None else 1.0
+        sums[b, 0] = lanes[0, 0] * once * once
+        sums[b, 1] = lanes[1, 0] * once * once
 
 
 @kernel
-def _encode_tile(
-    x: NDArray[Any],
-    levels: NDArray[Any],
-    inverse: NDArray[Any],
-    scale: Floats,
-    words: NDArray[np.uint32],
-    unit: float,
-    codes: NDArray[np.uint8],
-) -> tuple[float, float]:
-    """Codes of one tile; returns its expected squared error and squared norm."""
-    s = levels.size
-    count = x.size
-    # Binary search for the last level at or below each value, but one halving after the other
-    # for the whole tile, which the compiler vectorises.
-    for i in range(count):
-        codes[i] = 0
-    size = s - 1
-    while size > 1:
-        half = size // 2
-        for i in range(count):
-            at = codes[i] + half
-            codes[i] = at if x[i] >= levels[at] else codes[i]
-        size -= half
-
-    error, norm = 0.0, 0.0
-    wide = scale.size > 0
-    for i in range(count):
-        k = codes[i]
-        value, below, above = x[i], levels[k], levels[k + 1]
-        if wide:
-            p = (value * scale[k] - below * scale[k]) * inverse[k]
-        else:
-            p = (value - below) * inverse[k]
-        threshold = np.int64(p * np.float32(_TWO_32)) if not wide else np.int64(p * _TWO_32)
-        up = (np.int64(words[i]) < threshold) | (value >= above)
-        codes[i] = k + np.uint8(up)
-        v = np.float64(value) * unit
-        error += (np.float64(above) * unit - v) * (v - np.float64(below) * unit)
-        norm += v * v
-    return error, norm
+def pack_pairs(pairs: NDArray[np.uint16], packed: NDArray[np.uint8]) -> None:
+    """Pack codes of 4 bits without a gap: two, the first in the low byte, are one byte."""
+    for i in range(packed.size):
+        packed[i] = np.uint8(pairs[i] | pairs[i] >> np.uint16(4))
 
 
 @kernel
-def _pack(
-    codes: NDArray[np.uint8], count: int, bits: int, packed: NDArray[np.uint8], place: int
+def pack_eights(eights: NDArray[np.uint64], bits: int, packed: NDArray[np.uint8]) -> None:
+    """Pack codes of `bits` bits without a gap: eight, the first in the low byte, are `bits` bytes.
+
+    Neighbours move together, then pairs of them, then fours. Spoils `eights`.
+    """
+    one, two, four = np.uint64(8 - bits), np.uint64(16 - 2 * bits), np.uint64(32 - 4 * bits)
+    for g in range(eights.size):
+        w = eights[g]
+        w = (w & np.uint64(0x00FF00FF00FF00FF)) | ((w & np.uint64(0xFF00FF00FF00FF00)) >> one)
+        w = (w & np.uint64(0x0000FFFF0000FFFF)) | ((w & np.uint64(0xFFFF0000FFFF0000)) >> two)
+        w = (w & np.uint64(0x00000000FFFFFFFF)) | ((w & np.uint64(0xFFFFFFFF00000000)) >> four)
+        eights[g] = w
+    for i in range(bits):
+        column = packed[i::bits]
+        for g in range(column.size):
+            column[g] = np.uint8(eights[g] >> np.uint64(8 * i))
+
+
+@kernel
+def pack_blocks(
+    codes: NDArray[np.uint8], block_size: int, bits: int, packed: NDArray[np.uint8]
 ) -> None:
-    """Write codes[:count] from byte `place` on: eight codes are exactly `bits` bytes."""
-    whole = count // 8
-    for g in range(whole):
-        word = np.uint64(0)
-        for i in range(8):
-            word |= np.uint64(codes[8 * g + i]) << np.uint64(i * bits)
-        for i in range(bits):
-            packed[place + g * bits + i] = np.uint8(word >> np.uint64(8 * i))
-    rest = count - 8 * whole
-    if rest > 0:
-        word = np.uint64(0)
-        for i in range(rest):
-            word |= np.uint64(codes[8 * whole + i]) << np.uint64(i * bits)
-        for i in range((rest * bits + 7) // 8):
-            packed[place + whole * bits + i] = np.uint8(word >> np.uint64(8 * i))
+    """Pack blocks that end within a byte: each begins on a byte of its own."""
+    stride = (block_size * bits + 7) // 8
+    for place in range(packed.size):
+        packed[place] = 0
+    for i in range(codes.size):
+        bit = i % block_size * bits
+        place = i // block_size * stride + bit // 8
+        word = np.uint64(codes[i]) << np.uint64(bit % 8)
+        packed[place] |= np.uint8(word)
+        if bit % 8 + bits > 8:
+            packed[place + 1] |= np.uint8(word >> np.uint64(8))

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from quiver_kernels.cpu.area import Curve, build_curves
 from quiver_kernels.cpu.certified import Certificate, certified_path
-from quiver_kernels.cpu.compile import Floats
-from quiver_kernels.cpu.path import best_levels, best_path
+from quiver_kernels.cpu.compile import Floats, Ints
+from quiver_kernels.cpu.narrowing import narrowed_levels
+from quiver_kernels.cpu.ordered import Ordered
+from quiver_kernels.cpu.path import accelerated_levels, accelerated_path, best_levels, best_path
 
 # Up to this many points times levels the dynamic programme is faster than the search.
 SMALL_WORK = 60_000
+# Above this many values the search begins with sums over cells.
+DIRECT = 1 << 14
 # A proof with a larger gap than this and rounding is left to the programme, if its tables fit.
+# The rounding of its largest term stands in the proof; that of a sum of up to 255 is more.
 _PROVED = 1e-8
+_TERMS = 4.0
 _LARGEST_TABLES = 1 << 30
 
 
-def solve_row(values: Floats, weights: Floats, num_levels: int, accelerated: bool) -> Floats:
-    """Optimal levels of ascending `values`; an empty `weights` means ones.
+def solve_row(
+    values: NDArray[Any], weights: Floats, unit: float, num_levels: int, accelerated: bool
+) -> Floats:
+    """Optimal levels of ascending `values`, float32 or float64; an empty `weights` means ones.
+
+    Parameters
+    ----------
+    unit
+        Power of two that brings the values within [-1, 1].
 
     Returns
     -------
@@ -25,15 +41,19 @@ def solve_row(values: Floats, weights: Floats, num_levels: int, accelerated: boo
         float64, shape (s,), points of `values`; the last is repeated where there are fewer
         than s distinct ones.
     """
-    points, masses = _merge(values, weights)
-    if points.size <= num_levels:
-        return _padded(points, num_levels)
     if num_levels == 2:
-        return points[[0, -1]]
+        return values[[0, -1]].astype(np.float64)
+    if values.size > DIRECT and not accelerated:
+        levels = _narrowed(values, weights, unit, num_levels)
+        if levels is not None:
+            return levels
+    points, masses = _merge(values.astype(np.float64), weights)
+    if points.size <= num_levels:
+        return padded(points, num_levels)
     unit_weights = accelerated and weights.size == 0
     if unit_weights:
         # Its closed form needs unit weights; equal neighbours are then points of their own.
-        points, masses = values, np.ones(values.size)
+        points, masses = values.astype(np.float64), np.ones(values.size)
     # The ends are levels and cost nothing: their weight would only shift the curve's anchor.
     masses[0] = masses[-1] = 0.0
     curve = Curve.of(points, masses)
@@ -41,27 +61,43 @@ def solve_row(values: Floats, weights: Floats, num_levels: int, accelerated: boo
     if points.size * num_levels > SMALL_WORK and not accelerated:
         found = certified_path(curve, num_levels - 1)
     tables = 4 * num_levels * points.size
-    if found is not None and (accepted(found[1]) or tables > _LARGEST_TABLES):
-        path = found[0]
+    if found is not None and (accepted(found.certificate) or tables > _LARGEST_TABLES):
+        path = found.path
     else:
-        path = np.empty(num_levels, np.int64)
-        best_path(
-            curve.x,
-            curve.slope,
-            curve.area,
-            curve.first,
-            curve.last,
-            num_levels,
-            accelerated,
-            unit_weights,
-            path,
-        )
-    return _padded(np.unique(points[path]), num_levels)
+        path = programme(curve, num_levels, accelerated, unit_weights)
+    return padded(np.unique(points[path]), num_levels)
 
 
-def accepted(proof: Certificate) -> bool:
+def _narrowed(values: NDArray[Any], weights: Floats, unit: float, num_levels: int) -> Floats | None:
+    """Levels by way of sums over cells; None where their proof fails."""
+    if weights.size:
+        # Only the ends may be levels that weigh nothing.
+        keep = weights > 0
+        keep[0] = keep[-1] = True
+        values, weights = values[keep], weights[keep]
+    ordered = Ordered(values, weights, unit)
+    found = narrowed_levels(ordered.summary(num_levels), num_levels, ordered.look)
+    if found is None or not accepted(found.certificate):
+        return None
+    return padded(np.unique(found.levels), num_levels)
+
+
+def programme(
+    curve: Curve, num_levels: int, accelerated: bool = False, unit_weights: bool = False
+) -> Ints:
+    """Numbers of the best `num_levels` >= 3 points, by dynamic programming; O(s n log n)."""
+    x, slope, area, first, last = curve.x, curve.slope, curve.area, curve.first, curve.last
+    path = np.empty(num_levels, np.int64)
+    if accelerated:
+        accelerated_path(x, slope, area, first, last, num_levels, unit_weights, path)
+    else:
+        best_path(x, area, first, last, num_levels, path)
+    return path
+
+
+def accepted(proof: Certificate | None) -> bool:
     """Whether the bounds met, up to the rounding of the cost's own terms."""
-    return proof.gap <= _PROVED + proof.rounding
+    return proof is None or proof.gap <= _PROVED + _TERMS * proof.rounding
 
 
 def _merge(values: Floats, weights: Floats) -> tuple[Floats, Floats]:
@@ -76,7 +112,8 @@ def _merge(values: Floats, weights: Floats) -> tuple[Floats, Floats]:
     return points[keep], masses[keep]
 
 
-def _padded(points: Floats, num_levels: int) -> Floats:
+def padded(points: Floats, num_levels: int) -> Floats:
+    """At most s `points` as s levels: the last is repeated."""
     return np.concatenate([points, np.full(num_levels - points.size, points[-1])])
 
 
@@ -95,4 +132,8 @@ def solve_small_rows(rows: Floats, weights: Floats, accelerated: bool, levels: F
     counts = np.empty(len(rows), np.int64)
     points, x, slope, area, first, last = (np.empty(rows.shape) for _ in range(6))
     build_curves(rows, weights, counts, points, x, slope, area, first, last)
-    best_levels(points, x, slope, area, first, last, counts, accelerated, weights.size == 0, levels)
+    if accelerated:
+        unit_weights = weights.size == 0
+        accelerated_levels(points, x, slope, area, first, last, counts, unit_weights, levels)
+    else:
+        best_levels(points, x, area, first, last, counts, levels)

@@ -91,26 +91,14 @@ def _double_step(
 
 @kernel
 def best_path(
-    x: Floats,
-    slope: Floats,
-    area: Floats,
-    first: Floats,
-    last: Floats,
-    num_levels: int,
-    accelerated: bool,
-    unit_weights: bool,
-    path: Ints,
+    x: Floats, area: Floats, first: Floats, last: Floats, num_levels: int, path: Ints
 ) -> float:
     """Fill `path` with the point indices of the optimal `num_levels` >= 3 levels.
 
     Parameters
     ----------
-    x, slope, area, first, last
-        A `Curve` of n > num_levels points.
-    accelerated
-        Take two levels per step where possible.
-    unit_weights
-        Every point weighs 1.
+    x, area, first, last
+        Of a `Curve` of n > num_levels points.
     path
         Out: shape (num_levels,).
 
@@ -120,39 +108,71 @@ def best_path(
         The cost of the path, in the curve's units.
     """
     n = x.size
-    inner = num_levels - 3
-    doubles = inner // 2 if accelerated else 0
-    singles = inner - 2 * doubles
-    choices = np.empty((singles + doubles, n), np.int32)
-    middles = np.empty((doubles, n), np.int32)
-    best = first.copy()
+    layers = num_levels - 3
+    choices = np.empty((layers, n), np.int32)
+    best, after = np.empty(n), np.empty(n)
+    for i in range(n):
+        best[i] = first[i]
     # Inner levels keep off both ends: costs measured from a far outlier carry its rounding.
     best[0] = np.inf
-    after = np.empty(n)
-    for layer in range(singles + doubles):
-        if layer < singles:
-            _step(x, area, best, after, choices[layer])
-        else:
-            _double_step(
-                x, slope, area, best, after, choices[layer], middles[layer - singles], unit_weights
-            )
+    for layer in range(layers):
+        _step(x, area, best, after, choices[layer])
         best, after = after, best
 
-    least, end = np.inf, 1
-    for k in range(1, n - 1):
-        cost = best[k] + last[k]
-        if cost < least:
-            least, end = cost, k
+    least, end = _cheapest(best, last)
+    path[0], path[num_levels - 1] = 0, n - 1
+    for place in range(num_levels - 2, 0, -1):
+        path[place] = end
+        end = choices[place - 2, end] if place > 1 else 0
+    return least
 
-    path[0] = 0
-    path[num_levels - 1] = n - 1
+
+@kernel
+def accelerated_path(
+    x: Floats,
+    slope: Floats,
+    area: Floats,
+    first: Floats,
+    last: Floats,
+    num_levels: int,
+    unit_weights: bool,
+    path: Ints,
+) -> float:
+    """As `best_path`, two levels a step.
+
+    Parameters
+    ----------
+    slope
+        Of the curve.
+    unit_weights
+        Every point weighs 1.
+    """
+    n = x.size
+    single = (num_levels - 3) % 2
+    doubles = (num_levels - 3) // 2
+    choices = np.empty((single + doubles, n), np.int32)
+    middles = np.empty((doubles, n), np.int32)
+    best, after = np.empty(n), np.empty(n)
+    for i in range(n):
+        best[i] = first[i]
+    best[0] = np.inf
+    for layer in range(single + doubles):
+        if layer < single:
+            _step(x, area, best, after, choices[layer])
+        else:
+            middle = middles[layer - single]
+            _double_step(x, slope, area, best, after, choices[layer], middle, unit_weights)
+        best, after = after, best
+
+    least, end = _cheapest(best, last)
+    path[0], path[num_levels - 1] = 0, n - 1
     place = num_levels - 2
     path[place] = end
-    for layer in range(singles + doubles - 1, -1, -1):
+    for layer in range(single + doubles - 1, -1, -1):
         before = choices[layer, end]
-        if layer >= singles:
+        if layer >= single:
             place -= 1
-            path[place] = middles[layer - singles, end]
+            path[place] = middles[layer - single, end]
         place -= 1
         path[place] = before
         end = before
@@ -160,16 +180,24 @@ def best_path(
 
 
 @kernel
+def _cheapest(best: Floats, last: Floats) -> tuple[float, int]:
+    """Least cost of a path with its last link, and the point where that begins."""
+    least, end = np.inf, 1
+    for k in range(1, best.size - 1):
+        cost = best[k] + last[k]
+        if cost < least:
+            least, end = cost, k
+    return least, end
+
+
+@kernel
 def best_levels(
     points: Floats,
     x: Floats,
-    slope: Floats,
     area: Floats,
     first: Floats,
     last: Floats,
     counts: Ints,
-    accelerated: bool,
-    unit_weights: bool,
     levels: Floats,
 ) -> None:
     """Optimal levels of every row of the curves of `area.build_curves`; levels has shape (r, s).
@@ -179,27 +207,55 @@ def best_levels(
     num_levels = levels.shape[1]
     path = np.empty(num_levels, np.int64)
     for row in range(points.shape[0]):
-        count = counts[row]
-        used = min(count, num_levels)
-        for i in range(used):
-            path[i] = i
-        path[used - 1] = count - 1
-        if count > num_levels > 2:
-            best_path(
-                x[row, :count],
-                slope[row, :count],
-                area[row, :count],
-                first[row, :count],
-                last[row, :count],
+        n = counts[row]
+        if n > num_levels > 2:
+            best_path(x[row, :n], area[row, :n], first[row, :n], last[row, :n], num_levels, path)
+        _fill_levels(points[row], n, path, levels[row])
+
+
+@kernel
+def accelerated_levels(
+    points: Floats,
+    x: Floats,
+    slope: Floats,
+    area: Floats,
+    first: Floats,
+    last: Floats,
+    counts: Ints,
+    unit_weights: bool,
+    levels: Floats,
+) -> None:
+    """As `best_levels`, two levels a step."""
+    num_levels = levels.shape[1]
+    path = np.empty(num_levels, np.int64)
+    for row in range(points.shape[0]):
+        n = counts[row]
+        if n > num_levels > 2:
+            accelerated_path(
+                x[row, :n],
+                slope[row, :n],
+                area[row, :n],
+                first[row, :n],
+                last[row, :n],
                 num_levels,
-                accelerated,
-                unit_weights and count == points.shape[1],
+                unit_weights and n == points.shape[1],
                 path,
             )
-        place = 0
-        for i in range(used):
-            if place == 0 or points[row, path[i]] != levels[row, place - 1]:
-                levels[row, place] = points[row, path[i]]
-                place += 1
-        for i in range(place, num_levels):
-            levels[row, i] = points[row, count - 1]
+        _fill_levels(points[row], n, path, levels[row])
+
+
+@kernel
+def _fill_levels(points: Floats, count: int, path: Ints, levels: Floats) -> None:
+    """Levels from a path over points[:count], or all of these if there are not enough."""
+    used = min(count, levels.size)
+    chosen = count > levels.size > 2
+    place = 0
+    for i in range(used):
+        at = path[i] if chosen else i
+        if i == used - 1:
+            at = count - 1
+        if place == 0 or points[at] != levels[place - 1]:
+            levels[place] = points[at]
+            place += 1
+    for i in range(place, levels.size):
+        levels[i] = points[count - 1]

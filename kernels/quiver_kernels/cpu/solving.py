@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quiver_kernels.checks import Range
-from quiver_kernels.cpu import approx, chunking, exact, streaming
+from quiver_kernels.cpu import approx, chunking, exact
 from quiver_kernels.cpu.compile import Floats, frozen
+from quiver_kernels.cpu.streaming import Stream, best_of_cells, streamed_levels
 from quiver_kernels.dtypes import WIRE_DTYPES, levels_dtype, widen, wire_name
 from quiver_kernels.options import QuantizeOptions
 from quiver_kernels.packing import num_blocks
+from quiver_kernels.partition import layout_of
 
 # Blocks up to this length are solved many at a time, longer ones by a call for each.
 _SHORT = 4096
@@ -47,32 +49,73 @@ def _table_levels(
     flat: NDArray[Any], bounds: Range, options: QuantizeOptions, weights: Floats
 ) -> Floats:
     """Levels of one table over all of `flat`."""
-    streamed = options.streams(flat.size)
-    if options.method in ("exact", "accelerated") and not streamed:
-        return _sorted_levels(flat, options, weights)
-    levels = np.empty(options.num_levels)
+    if options.num_levels == 2 and options.method != "uniform":
+        return np.array([bounds.low, bounds.high])
+    if options.sorts(flat.size):
+        return _sorted_levels(flat, bounds, options, weights)
+    few = _few_distinct(flat, options.num_levels)
+    if few is not None:
+        return few
+    if options.method == "uniform":
+        return approx.grid_points(bounds, options.num_levels)
+    if options.method == "approx" and options.grid == "uniform":
+        return _grid_levels(flat, bounds, options, weights)
+    levels = streamed(flat, bounds, options, weights)
+    return _sorted_levels(flat, bounds, options, weights) if levels is None else levels
+
+
+def streamed(
+    flat: NDArray[Any], bounds: Range, options: QuantizeOptions, weights: Floats
+) -> Floats | None:
+    """Levels by ``exact`` or ``approx`` in passes over the values; None where the proof fails."""
+    stream = stream_of(flat, bounds, weights)
+    if options.method == "approx":
+        return best_of_cells(stream.count(2 * options.bins), options.num_levels)
+    found = streamed_levels(stream, options.num_levels)
+    if found is None or not exact.accepted(found.certificate):
+        return None
+    return exact.padded(np.unique(found.levels), options.num_levels)
+
+
+def stream_of(flat: NDArray[Any], bounds: Range, weights: Floats) -> Stream:
+    """A vector as the streaming solver takes it."""
+    layout = layout_of(flat.dtype)
+    return Stream(
+        lambda: _weighted_chunks(flat, weights), flat.size, bounds, layout, weights.size > 0
+    )
+
+
+def _few_distinct(flat: NDArray[Any], num_levels: int) -> Floats | None:
+    """The distinct values, the last repeated, if there are at most `num_levels`."""
+    levels = np.empty(num_levels)
     count = 0
     for _, part in chunking.chunks(flat):
         count = approx.few_distinct(part, levels, count)
         if count < 0:
-            break
-    if count > 0:
-        levels[count:] = levels[count - 1]
-        return levels
-    if streamed:
-        return streamed_levels(flat, bounds, options, weights)
-    if options.method == "uniform":
-        return approx.grid_points(bounds, options.num_levels)
-    grid = np.zeros(options.bins + 1)
+            return None
+    levels[count:] = levels[count - 1]
+    return levels
+
+
+def _weighted_chunks(flat: NDArray[Any], weights: Floats) -> Iterator[tuple[NDArray[Any], Floats]]:
     for start, part in chunking.chunks(flat):
-        part_weights = chunking.slice_weights(weights, start, part.size)
-        approx.add_to_grid(part, part_weights, bounds.low, bounds.high, bounds.unit, grid)
-    points = np.arange(grid.size, dtype=np.float64)
-    chosen = exact.solve_row(points, grid, options.num_levels, accelerated=False)
-    return approx.grid_points(bounds, grid.size)[chosen.astype(np.int64)]
+        yield part, chunking.slice_weights(weights, start, part.size)
 
 
 def _grid_levels(
+    flat: NDArray[Any], bounds: Range, options: QuantizeOptions, weights: Floats
+) -> Floats:
+    """The best levels on a uniform grid (Apx. QUIVER)."""
+    grid = np.zeros(options.bins + 1)
+    for part, part_weights in _weighted_chunks(flat, weights):
+        approx.add_to_grid(part, part_weights, bounds.low, bounds.high, bounds.unit, grid)
+    points = np.arange(grid.size, dtype=np.float64)
+    unit = 0.5 ** math.frexp(options.bins)[1]
+    chosen = exact.solve_row(points, grid, unit, options.num_levels, accelerated=False)
+    return approx.grid_points(bounds, grid.size)[chosen.astype(np.int64)]
+
+
+def _rows_on_grid(
     rows: NDArray[Any], weights: Floats, options: QuantizeOptions, levels: Floats
 ) -> None:
     """Levels of many short rows by ``approx`` or ``uniform``, without a call for each."""
@@ -96,45 +139,31 @@ def _grid_levels(
         levels[part][~done] = approx.between(low, high, share)
 
 
-def _sorted_levels(flat: NDArray[Any], options: QuantizeOptions, weights: Floats) -> Floats:
-    rows, row_weights = _sorted_rows(flat[np.newaxis, :], weights[np.newaxis, :])
-    accelerated = options.method == "accelerated"
-    return exact.solve_row(rows[0], row_weights[0], options.num_levels, accelerated)
-
-
-def streamed_levels(
+def _sorted_levels(
     flat: NDArray[Any], bounds: Range, options: QuantizeOptions, weights: Floats
 ) -> Floats:
-    """Exact levels of a vector that is too long to sort."""
-    if options.num_levels == 2:
-        return np.array([bounds.low, bounds.high])
-    parts = (part for _, part in chunking.chunks(flat))
-    found = streaming.streamed_levels(
-        lambda: _sorted_chunks(flat, weights),
-        streaming.take_sample(parts, flat.size, options.num_levels),
-        bounds.unit,
-        options.num_levels,
-    )
-    if found is None or not exact.accepted(found[1]):
-        return _sorted_levels(flat, options, weights)
-    return found[0]
+    rows, row_weights = _sorted_rows(flat[np.newaxis, :], weights[np.newaxis, :])
+    accelerated = options.method == "accelerated"
+    return exact.solve_row(rows[0], row_weights[0], bounds.unit, options.num_levels, accelerated)
 
 
 def _block_levels(flat: NDArray[Any], options: QuantizeOptions, weights: Floats) -> Floats:
     """Levels of every block: shape (blocks, s)."""
     assert options.block_size is not None
     levels = np.empty((num_blocks(flat.size, options.block_size), options.num_levels))
-    small = min(options.block_size, flat.size) * options.num_levels <= exact.SMALL_WORK
+    size = min(options.block_size, flat.size)
+    small = size * options.num_levels <= exact.SMALL_WORK
     for start, rows in chunking.block_rows(flat, options.block_size):
         first = start // options.block_size
         out = levels[first : first + len(rows)]
         row_weights = chunking.slice_weights(weights, start, rows.size).reshape(len(rows), -1)
-        if options.method in ("exact", "accelerated") and small:
-            ordered = _sorted_rows(rows, row_weights)
-            exact.solve_small_rows(*ordered, options.method == "accelerated", out)
+        if options.sorts(size) and small:
+            ordered, in_order = _sorted_rows(rows, row_weights)
+            accelerated = options.method == "accelerated"
+            exact.solve_small_rows(frozen(ordered.astype(np.float64)), in_order, accelerated, out)
             continue
-        if options.method not in ("exact", "accelerated") and rows.shape[1] <= _SHORT:
-            _grid_levels(rows, row_weights, options, out)
+        if size <= _SHORT and options.spaces_evenly:
+            _rows_on_grid(rows, row_weights, options, out)
             continue
         for row, row_weight, target in zip(rows, row_weights, out, strict=True):
             bounds = Range(float(row.min()), float(row.max()))
@@ -142,22 +171,11 @@ def _block_levels(flat: NDArray[Any], options: QuantizeOptions, weights: Floats)
     return levels
 
 
-def _sorted_rows(rows: NDArray[Any], weights: Floats) -> tuple[Floats, Floats]:
-    """Every row ascending, as float64, with its weights in the same order."""
+def _sorted_rows(rows: NDArray[Any], weights: Floats) -> tuple[NDArray[Any], Floats]:
+    """Every row ascending, as float32 or float64, with its weights in the same order."""
+    rows = widen(rows)
     if weights.size:
         order = np.argsort(rows, axis=1, kind="stable")
         ordered = np.take_along_axis(rows, order, axis=1)
-        weights = np.take_along_axis(weights, order, axis=1)
-    else:
-        # Sorting before widening to float64 is twice as fast.
-        ordered = np.sort(widen(rows), axis=1)
-    return frozen(ordered.astype(np.float64)), frozen(weights)
-
-
-def _sorted_chunks(flat: NDArray[Any], weights: Floats) -> Iterator[tuple[Floats, Floats]]:
-    """Chunks of `flat`, each ascending as float64, with their weights in the same order."""
-    for start, part in chunking.chunks(flat):
-        rows, row_weights = _sorted_rows(
-            part[np.newaxis, :], chunking.slice_weights(weights, start, part.size)[np.newaxis, :]
-        )
-        yield rows[0], row_weights[0]
+        return frozen(ordered), frozen(np.take_along_axis(weights, order, axis=1))
+    return frozen(np.sort(rows, axis=1)), frozen(weights)

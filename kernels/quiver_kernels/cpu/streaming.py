@@ -1,335 +1,163 @@
-"""Exact levels of a long vector in a few passes, without sorting or keeping it.
+"""Levels of a vector in a few passes over its chunks, without sorting or keeping it.
 
-Pass one reduces the vector to sums over cells between some thousands of its values. That
-gives the curve S exactly at these values, so one certified stage over them tells which cells
-can hold a level of an optimal solution. Pass two collects the values in those cells alone, and
-the certified search goes on among them (docs/numerics.md). Where these are still too many, some
-of each cell become the points of a finer pass one.
-
-Each chunk is sorted by itself, so that finding its values' cells is a walk.
+Pass one counts the values into cells (`cells.count`). Their minima and maxima are points where
+the curve S is known exactly, so the search over them tells which cells can hold a level of an
+optimal solution. Further passes cut those cells up, and in the end collect the few values left
+in them (docs/numerics.md, "Long vectors").
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quiver_kernels.cpu.area import Curve
-from quiver_kernels.cpu.certified import (
-    Certificate,
-    Nodes,
-    certified_path,
-    chord_heights,
-    run_stage,
-    spread,
-)
-from quiver_kernels.cpu.compile import Floats, Ints, frozen, kernel
+from quiver_kernels.cells import Cells
+from quiver_kernels.checks import Range
+from quiver_kernels.cpu import cells as counting
+from quiver_kernels.cpu.compile import Floats, Ints
+from quiver_kernels.cpu.exact import padded, programme
+from quiver_kernels.cpu.narrowing import Progress, narrowed_levels, search
+from quiver_kernels.cpu.summary import Flags, Summary
+from quiver_kernels.partition import Layout, Partition
 
-SAMPLE = 1 << 19
-_CELLS_PER_LEVEL = 4096
-_MAX_CELLS = 1 << 17
-_MAX_COLLECTED = 1 << 19
-_MAX_ROUNDS = 8
-_EXTREMES_PER_LEVEL = 256
-_MAX_EXTREMES = 1 << 14
-
-Chunks = Callable[[], Iterator[tuple[Floats, Floats]]]
+# Cells by levels: windows of levels span more of them where levels are many. More cells than the
+# processor's cache holds take longer to count into than another pass does.
+CELLS = ((8, 1 << 15), (32, 1 << 17), (256, 1 << 19))
+_VALUES_PER_CELL = 8
+_LEAST_CELLS = 4096
+# Values that are collected at once, and pieces that cells are cut into.
+COLLECTED = 1 << 18
+_MAX_PIECES = 1 << 18
+_MAX_BITS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Cells:
-    """A vector reduced to m points of its range and sums over the m - 1 cells between them.
+class Stream:
+    """A vector that can be gone through more than once.
 
     Attributes
     ----------
-    points
-        Ascending; the first and last are the vector's minimum and maximum.
-    at
-        Weight of the values equal to each point.
-    inside, count
-        Weight and number of the values strictly inside each cell.
-    distance, product
-        Sums of w * (upper - x) and w * (x - lower) * (upper - x) over these, for x and points
-        times `unit`, a power of two.
-    """
-
-    points: Floats
-    at: Floats
-    inside: Floats
-    count: Ints
-    distance: Floats
-    product: Floats
-    unit: float
-
-    @classmethod
-    def of(cls, chunks: Chunks, points: Floats, unit: float) -> Cells:
-        """One pass over ascending chunks of values with their weights (empty: ones)."""
-        m = points.size
-        cells = cls(
-            points=points,
-            at=np.zeros(m),
-            inside=np.zeros(m - 1),
-            count=np.zeros(m - 1, np.int64),
-            distance=np.zeros(m - 1),
-            product=np.zeros(m - 1),
-            unit=unit,
-        )
-        scaled = frozen(points * unit)
-        for values, weights in chunks():
-            add_sorted(
-                frozen(values),
-                frozen(weights),
-                scaled,
-                unit,
-                cells.at,
-                cells.inside,
-                cells.count,
-                cells.distance,
-                cells.product,
-            )
-        return cells
-
-    def curve(self) -> Curve:
-        """The curve at the points; O(m), sums of one sign as in `area.build_curve`."""
-        # The ends are levels and cost nothing: their weight would only shift the anchor.
-        at = self.at.copy()
-        at[0] = at[-1] = 0.0
-        weight = np.cumsum(at) + np.concatenate([[0.0], np.cumsum(self.inside)])
-        anchor = int(np.searchsorted(weight, 0.5 * weight[-1]))
-        scaled = self.points * self.unit
-        spread_out = max(scaled[-1] - scaled[anchor], scaled[anchor] - scaled[0])
-        stretch = 2.0 ** -float(np.frexp(spread_out)[1])
-        x = (scaled - scaled[anchor]) * stretch
-        h = np.diff(x)
-        upper, product = self.distance * stretch, self.product * stretch**2
-        lower = np.maximum(self.inside * h - upper, 0.0)
-        slope = weight - weight[anchor] + 0.5 * at[anchor]
-
-        area = _outward(slope[:-1] * h + upper, anchor)
-        second = np.maximum(upper * h - product, 0.0)
-        integral = _outward(area[:-1] * h + 0.5 * (slope[:-1] * h * h + second), anchor)
-        potential = x * area - 2.0 * integral
-
-        from_low, to_high = x - x[0], x[-1] - x
-        growth = np.cumsum(
-            at * from_low + np.concatenate([[0.0], lower + from_low[:-1] * self.inside])
-        )
-        first = np.cumsum(growth[:-1] * h + product + from_low[:-1] * upper)
-        decline = np.cumsum(
-            (at * to_high + np.concatenate([upper + to_high[1:] * self.inside, [0.0]]))[::-1]
-        )[::-1]
-        last = np.cumsum((decline[1:] * h + product + to_high[1:] * lower)[::-1])[::-1]
-        return Curve(
-            x,
-            slope,
-            area,
-            np.concatenate([[0.0], first]) - potential,
-            np.concatenate([last, [0.0]]) + potential,
-        )
-
-
-def _outward(steps: Floats, anchor: int) -> Floats:
-    """Running sums of `steps` from `anchor` outwards; to the left with the sign turned."""
-    right = np.cumsum(steps[anchor:])
-    left = -np.cumsum(steps[:anchor][::-1])[::-1]
-    return np.concatenate([left, [0.0], right])
-
-
-@kernel
-def add_sorted(
-    values: Floats,
-    weights: Floats,
-    points: Floats,
-    unit: float,
-    at: Floats,
-    inside: Floats,
-    count: Ints,
-    distance: Floats,
-    product: Floats,
-) -> None:
-    """Add ascending `values` to the sums of `Cells`; `points` are scaled by `unit`."""
-    last = points.size - 1
-    weighted = weights.size > 0
-    c = 0
-    for i in range(values.size):
-        v = values[i] * unit
-        w = weights[i] if weighted else 1.0
-        while c < last and v >= points[c + 1]:
-            c += 1
-        if v == points[c]:
-            at[c] += w
-        else:
-            above = points[c + 1] - v
-            inside[c] += w
-            count[c] += 1
-            distance[c] += w * above
-            product[c] += w * (above * (v - points[c]))
-
-
-def streamed_levels(
-    chunks: Chunks, sample: Floats, unit: float, num_levels: int
-) -> tuple[Floats, Certificate] | None:
-    """Optimal `num_levels` >= 3 levels of a vector given as ascending chunks.
-
-    It must have more distinct values than levels.
-
-    Parameters
-    ----------
     chunks
-        Gives the chunks with their weights (empty: ones), once per pass.
-    sample
-        Some of its values, from `take_sample`.
-    unit
-        Power of two that keeps squares of the values within float64.
-
-    Returns
-    -------
-    (levels, certificate) or None
-        None where ties defeat the search.
+        Gives its chunks, of the layout's type, with their weights (empty: ones).
+    size, bounds
+        Number of its values, and their range.
+    layout
+        The type its values are counted in.
+    weighted
+        Whether there are weights.
     """
-    links = num_levels - 1
-    points = _first_points(sample, num_levels)
-    if points.size <= num_levels:
-        # Nearly all values are equal to one of a few; the rare others are points too.
-        cells = Cells.of(chunks, points, unit)
-        rare, _ = _inside(chunks, points, cells.count > 0, _steps(cells.count[cells.count > 0]))
-        points = np.union1d(points, rare)
-    alive = np.ones(points.size - 1, bool)
-    price: float | None = None
-    for _ in range(_MAX_ROUNDS):
-        cells = Cells.of(chunks, points, unit)
-        curve = cells.curve()
-        if price is None:
-            _, law = spread(curve.x, cells.inside + cells.at[1:], links)
-            price = law**3 / 3.0 / links**3
-        after = curve.slope[:-1]
-        heights = chord_heights(curve.x, curve.area, after, after + cells.inside)
-        heights[cells.inside == 0] = 0.0
-        stage = run_stage(curve, heights, alive, links, price)
-        if stage is None:
-            return None
-        price = stage.price
-        undecided = stage.alive & (cells.inside > 0)
-        # All values inside undecided cells if they are few, else some of each for a finer look.
-        steps = _steps(cells.count[undecided])
-        values, weights = _inside(chunks, cells.points, undecided, steps)
-        if (steps == 1).all():
-            merged, nodes = _with_collected(cells, undecided, stage.alive, values, weights)
-            found = certified_path(merged.curve(), links, nodes, price)
-            return None if found is None else (merged.points[found[0]], found[1])
-        points = np.union1d(cells.points[stage.keep], values)
-        alive = stage.alive[np.searchsorted(cells.points, points[:-1], side="right") - 1]
-    return None
+
+    chunks: Callable[[], counting.Chunks]
+    size: int
+    bounds: Range
+    layout: Layout
+    weighted: bool
+
+    def count(self, cells: int) -> Cells:
+        """The vector's cells; one pass."""
+        low, high = self.bounds.low, self.bounds.high
+        partition = Partition.of(low, high, cells, self.layout)
+        return counting.count(self.chunks(), partition, low, high, weighted=self.weighted)
 
 
-def _steps(counts: Ints) -> Ints:
-    """Which values to take of cells that hold `counts`: all, or every so-manieth of each."""
-    if int(counts.sum()) <= _MAX_COLLECTED:
-        return np.ones_like(counts)
-    return np.maximum(counts // max(2, _MAX_COLLECTED // counts.size), 1)
+def summary_of(cells: Cells, unit: float) -> Summary:
+    """What is known of a vector, or a part of it, from its cells."""
+    minimum, maximum = cells.minimum, cells.maximum
+    exponent = int(np.frexp(unit)[1]) - 1
+    pair = cells.count <= 2
+    if cells.weight is not None:
+        # An end of the vector may weigh nothing; it is not counted then.
+        pair[0] = pair[-1] = False
+    return Summary(
+        minimum,
+        maximum,
+        cells.mass,
+        cells.above(exponent),
+        cells.below(exponent),
+        pair | (minimum == maximum),
+        unit,
+    )
 
 
-def _inside(
-    chunks: Chunks, points: Floats, chosen: NDArray[np.bool_], steps: Ints
-) -> tuple[Floats, Floats]:
-    """Values strictly inside the chosen cells, with their weights; one pass.
-
-    Of each cell every so-manieth, by `steps`, counted over all chunks.
-    """
-    lows, highs = points[:-1][chosen], points[1:][chosen]
-    values: list[Floats] = []
-    weights: list[Floats] = []
-    seen = np.zeros(steps.size, np.int64)
-    for chunk, chunk_weights in chunks():
-        begin = np.searchsorted(chunk, lows, side="right")
-        size = np.maximum(np.searchsorted(chunk, highs, side="left") - begin, 0)
-        cell = np.repeat(np.arange(size.size), size)
-        rank = np.arange(cell.size) - np.repeat(np.cumsum(size) - size, size)
-        taken = (seen[cell] + rank) % steps[cell] == 0
-        place = (begin[cell] + rank)[taken]
-        seen += size
-        values.append(chunk[place])
-        weights.append(chunk_weights[place] if chunk_weights.size else np.ones(place.size))
-    return np.concatenate(values), np.concatenate(weights)
+def best_of_cells(cells: Cells, num_levels: int) -> Floats:
+    """The best `num_levels` levels among the cells' minima and maxima, the last repeated."""
+    summary = _whole_summary(cells)
+    if num_levels == 2:
+        return np.array([summary.minimum[0], summary.maximum[-1]])
+    found = search(summary, num_levels)
+    if found is not None:
+        return padded(np.unique(found.levels), num_levels)
+    points, curve = summary.curve()
+    return padded(np.unique(points[programme(curve, num_levels)]), num_levels)
 
 
-def take_sample(parts: Iterable[Floats], size: int, num_levels: int) -> Floats:
-    """Values to build the first points from, in one pass: every so-manieth, and the outermost.
-
-    The outermost values are all taken: few values in a wide gap at either end would blur the
-    bounds for the whole vector.
-    """
-    step = max(1, size // SAMPLE)
-    ends = min(_EXTREMES_PER_LEVEL * num_levels, _MAX_EXTREMES)
-    regular: list[Floats] = []
-    low, high = np.empty(0), np.empty(0)
-    for part in parts:
-        regular.append(part[::step].astype(np.float64))
-        low = _smallest(low, part, ends)
-        high = _smallest(high, -part, ends)
-    return np.concatenate([*regular, low, -high])
+def _whole_summary(cells: Cells) -> Summary:
+    return summary_of(cells, Range(float(cells.minimum[0]), float(cells.maximum[-1])).unit)
 
 
-def _smallest(known: Floats, part: NDArray[Any], count: int) -> Floats:
-    """At least the `count` smallest of both, at most twice as many."""
-    if known.size >= count:
-        part = part[part < known[count - 1]]
-    merged = np.concatenate([known, part])
-    if merged.size <= 2 * count and known.size >= count:
-        return merged
-    kept: Floats = np.partition(merged, count - 1)[:count] if merged.size > count else merged
-    if kept.size == count:
-        largest = int(np.argmax(kept))
-        kept[[largest, count - 1]] = kept[[count - 1, largest]]
-    return kept
+def undecided_cells(cells: Cells, num_levels: int) -> Flags:
+    """Which cells may hold a level of an optimal solution inside; none: `best_of_cells` is one."""
+    undecided = np.zeros(cells.index.size, np.bool_)
+    if num_levels == 2:
+        return undecided
+    summary = _whole_summary(cells)
+    found = search(summary, num_levels)
+    undecided[~summary.known if found is None else found.undecided] = True
+    return undecided
 
 
-def _first_points(sample: Floats, num_levels: int) -> Floats:
-    """Values between which levels are then sought; all that are frequent are among them."""
-    points, counts = np.unique(sample, return_counts=True)
-    count = min(_CELLS_PER_LEVEL * num_levels, _MAX_CELLS)
-    picks, _ = spread(points, counts[1:].astype(np.float64), count)
-    frequent = np.flatnonzero(counts > max(3, sample.size // (2 * count)))
-    ends = np.arange(min(_EXTREMES_PER_LEVEL * num_levels, _MAX_EXTREMES, points.size))
-    chosen = np.concatenate([picks, frequent, ends, points.size - 1 - ends])
-    first: Floats = points[np.unique(chosen)]
-    return first
+def streamed_levels(stream: Stream, num_levels: int) -> Progress | None:
+    """Optimal `num_levels` >= 3 levels; None where ties defeat the search."""
+    unit = stream.bounds.unit
+    most = next(cells for levels, cells in CELLS if num_levels <= levels)
+    cells = stream.count(min(most, max(stream.size // _VALUES_PER_CELL, _LEAST_CELLS)))
+
+    def look(summary: Summary, wanted: Ints) -> Summary:
+        nonlocal cells
+        minimum = cells.minimum
+        chosen = np.zeros(minimum.size, np.bool_)
+        chosen[np.searchsorted(minimum, summary.minimum[wanted])] = True
+        if int(cells.count[chosen].sum()) <= COLLECTED:
+            found = _distinct(*counting.collect(stream.chunks(), cells, chosen), unit)
+            return _with_ends(found, summary, wanted)
+        bits = int(np.log2(_MAX_PIECES / wanted.size))
+        cells = counting.refine(stream.chunks(), cells, chosen, min(max(bits, 1), _MAX_BITS))
+        finer = summary_of(cells[_within(cells, summary, wanted)], unit)
+        return _with_ends(finer, summary, wanted)
+
+    return narrowed_levels(summary_of(cells, unit), num_levels, look)
 
 
-def _with_collected(
-    cells: Cells,
-    chosen: NDArray[np.bool_],
-    alive: NDArray[np.bool_],
-    values: Floats,
-    weights: Floats,
-) -> tuple[Cells, Nodes]:
-    """The cells with every value inside a chosen one as a point of its own.
+def _with_ends(finer: Summary, summary: Summary, wanted: Ints) -> Summary:
+    """With the vector's ends, which are levels even where they weigh nothing."""
+    ends = [summary.minimum[0]] if wanted[0] == 0 else []
+    if wanted[-1] == summary.minimum.size - 1:
+        ends.append(summary.maximum[-1])
+    missing = np.setdiff1d(ends, [finer.minimum[:1], finer.maximum[-1:]])
+    if missing.size == 0:
+        return finer
+    return finer.with_cells(Summary.of_values(missing, np.zeros(missing.size), finer.unit))
 
-    Also returns where the old points are among the new ones, with their `alive` cells.
-    """
-    found, inverse = np.unique(values, return_inverse=True)
-    masses = np.bincount(inverse, weights, minlength=found.size)
 
-    points = np.concatenate([cells.points, found])
-    order = np.argsort(points, kind="stable")
-    summed = np.concatenate([cells.at, masses])[order]
-    # A cell that was not chosen lies between two old points that are still neighbours.
-    position = np.empty(points.size, np.int64)
-    position[order] = np.arange(points.size)
-    old = position[: cells.points.size]
-    left = old[:-1][~chosen]
-    inside, distance, product = (np.zeros(points.size - 1) for _ in range(3))
-    count = np.zeros(points.size - 1, np.int64)
-    count[left] = cells.count[~chosen]
-    for target, source in (
-        (inside, cells.inside),
-        (distance, cells.distance),
-        (product, cells.product),
-    ):
-        target[left] = source[~chosen]
-    merged = Cells(points[order], summed, inside, count, distance, product, cells.unit)
-    return merged, Nodes(old, alive)
+def _within(cells: Cells, summary: Summary, wanted: Ints) -> Flags:
+    """Rows of `cells` that lie in the wanted cells of a summary."""
+    minimum = cells.minimum
+    place = np.searchsorted(summary.minimum[wanted], minimum, side="right") - 1
+    within: Flags = (place >= 0) & (minimum <= summary.maximum[wanted][place])
+    return within
+
+
+def _distinct(values: NDArray[Any], weights: Floats, unit: float) -> Summary:
+    """A summary of a few values in any order."""
+    order = np.argsort(values) if weights.size else None
+    values = np.sort(values) if order is None else values[order]
+    starts = np.concatenate([[0], 1 + np.flatnonzero(values[1:] != values[:-1])])
+    if order is None:
+        masses = np.diff(starts, append=values.size).astype(np.float64)
+    else:
+        masses = np.add.reduceat(weights[order], starts)
+    return Summary.of_values(values[starts].astype(np.float64), masses, unit)
