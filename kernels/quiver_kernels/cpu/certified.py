@@ -29,7 +29,7 @@ from quiver_kernels.cpu.compile import Floats, Ints, kernel
 Flags = NDArray[np.bool_]
 
 _MIN_NODES = 256
-_PARTS = 3
+_PARTS = 4
 _EXTREMES = 32
 _MAX_STAGES = 64
 _MAX_SEARCH = 200

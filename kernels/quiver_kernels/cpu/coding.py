@@ -33,6 +33,7 @@ def encode(
     bits = options.bits
     stride = (block * bits + 7) // 8
     packed = np.empty(packed_size(x.size, bits, options.block_size), np.uint8)
+    shared = interval_table(table.levels, x.size) if len(levels) == 1 else None
 
     def encode_span(span: tuple[int, int]) -> Floats:
         start, stop = span
@@ -41,7 +42,7 @@ def encode(
         if not table.narrow:
             values = frozen(values.astype(np.float64))
         size = min(block, values.size)
-        intervals = interval_table(table.levels[rows], size)
+        intervals = interval_table(table.levels[rows], size) if shared is None else shared
         begin = (start // block) * stride + (start % block) * bits // 8
         out = packed[begin : begin + packed_size(values.size, bits, block)]
         # Codes of 8 bits are packed as they are; others in eights, zeros behind the last.

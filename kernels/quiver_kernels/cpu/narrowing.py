@@ -92,8 +92,7 @@ def search(summary: Summary, num_levels: int, before: Progress | None = None) ->
         return None
     nodes = found.nodes
     # Points that begin a cell with data inside, within an alive stretch between nodes.
-    stretch = np.searchsorted(nodes.index, np.arange(points.size - 1), side="right") - 1
-    alive = nodes.alive[stretch]
+    alive = np.repeat(nodes.alive, np.diff(nodes.index))
     unsure = np.flatnonzero(alive & (curve.inside[:-1] > 0.0))
     kept = np.zeros(points.size, np.bool_)
     kept[nodes.index] = True

@@ -14,9 +14,9 @@ from quiver_kernels.cpu.summary import Summary
 _LONGEST = 1024
 _SAMPLE = 2048
 _ROUNDS = 4
-_PARTS = 8
+_PARTS = 16
 # Cells that may hold a level number about 4 s^1.5; this many more leave few values in them.
-_CELLS = 24.0
+_CELLS = 32.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,17 +162,20 @@ def sum_cells(
                 total += weights[i]
                 above += weights[i] * (np.float64(values[i]) * unit - low)
         else:
-            # Four sums side by side: one would wait for itself at every value.
+            # Four sums side by side: one would wait for itself at every value. Differences of
+            # float32 fit into float64 as they are, those of float64 may not.
+            inner, outer = (1.0, unit) if values.itemsize == 4 else (unit, 1.0)
+            least_inner = least * inner
             a0, a1, a2, a3 = 0.0, 0.0, 0.0, 0.0
             fours = first + (stop - first) // 4 * 4
             for i in range(first, fours, 4):
-                a0 += np.float64(values[i]) * unit - low
-                a1 += np.float64(values[i + 1]) * unit - low
-                a2 += np.float64(values[i + 2]) * unit - low
-                a3 += np.float64(values[i + 3]) * unit - low
-            above = (a0 + a1) + (a2 + a3)
+                a0 += np.float64(values[i]) * inner - least_inner
+                a1 += np.float64(values[i + 1]) * inner - least_inner
+                a2 += np.float64(values[i + 2]) * inner - least_inner
+                a3 += np.float64(values[i + 3]) * inner - least_inner
             for i in range(fours, stop):
-                above += np.float64(values[i]) * unit - low
+                a0 += np.float64(values[i]) * inner - least_inner
+            above = ((a0 + a1) + (a2 + a3)) * outer
             total = np.float64(stop - first)
         minimum[c], maximum[c], weight[c] = least, most, total
         lower[c], upper[c] = above, max(total * (high - low) - above, 0.0)

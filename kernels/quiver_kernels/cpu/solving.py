@@ -142,9 +142,16 @@ def _rows_on_grid(
 def _sorted_levels(
     flat: NDArray[Any], bounds: Range, options: QuantizeOptions, weights: Floats
 ) -> Floats:
-    rows, row_weights = _sorted_rows(flat[np.newaxis, :], weights[np.newaxis, :])
+    values = widen(flat)
+    if weights.size:
+        order = np.argsort(values, kind="stable")
+        values, weights = values[order], weights[order]
+    else:
+        values = np.sort(values)
     accelerated = options.method == "accelerated"
-    return exact.solve_row(rows[0], row_weights[0], bounds.unit, options.num_levels, accelerated)
+    return exact.solve_row(
+        frozen(values), frozen(weights), bounds.unit, options.num_levels, accelerated
+    )
 
 
 def _block_levels(flat: NDArray[Any], options: QuantizeOptions, weights: Floats) -> Floats:

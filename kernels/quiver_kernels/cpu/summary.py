@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quiver_kernels.cpu.area import Curve, build_cell_curve
-from quiver_kernels.cpu.compile import Floats, Ints, frozen
+from quiver_kernels.cpu.compile import Floats, Ints, frozen, kernel
 
 Flags = NDArray[np.bool_]
 
@@ -101,52 +101,98 @@ class Summary:
         low = self.first_points()
         begins = kept[low]
         begins[1:] |= kept[low[1:] - 1]
-        begins[0] = True
-        begin = np.flatnonzero(begins)
-        joined = self._joined(begin)
-        chosen = np.searchsorted(begin, chosen)
-
-        parts = np.diff(
-            np.searchsorted(finer.minimum, joined.minimum[chosen]), append=finer.minimum.size
-        )
-        sizes = np.ones(begin.size, np.int64)
-        sizes[chosen] = parts
-        place = np.cumsum(sizes) - sizes
-        coarse = np.ones(begin.size, np.bool_)
-        coarse[chosen] = False
-        cut = np.ones(int(sizes.sum()), np.bool_)
-        cut[place[coarse]] = False
-
-        def merged(name: str) -> NDArray[Any]:
-            mine, theirs = getattr(joined, name), getattr(finer, name)
-            both = np.empty(cut.size, mine.dtype)
-            both[~cut] = mine[coarse]
-            both[cut] = theirs
-            return both
-
-        return Summary(
-            minimum=merged("minimum"),
-            maximum=merged("maximum"),
-            weight=merged("weight"),
-            lower=merged("lower"),
-            upper=merged("upper"),
-            known=merged("known"),
-            unit=self.unit,
-        )
-
-    def _joined(self, begin: Ints) -> Summary:
-        """Cells joined to those that begin with the cells `begin`."""
-        end = np.append(begin[1:], self.minimum.size) - 1
-        minimum, maximum = self.minimum[begin], self.maximum[end]
-        sizes = end - begin + 1
-        before = (self.minimum - np.repeat(minimum, sizes)) * self.unit
-        behind = (np.repeat(maximum, sizes) - self.maximum) * self.unit
-        return Summary(
+        cut = np.zeros(low.size, np.bool_)
+        cut[chosen] = True
+        size = low.size + finer.minimum.size
+        minimum, maximum, weight, lower, upper = (np.empty(size) for _ in range(5))
+        known = np.empty(size, np.bool_)
+        count = replace_cells(
+            frozen(self.minimum),
+            frozen(self.maximum),
+            frozen(self.weight),
+            frozen(self.lower),
+            frozen(self.upper),
+            frozen(self.known),
+            self.unit,
+            begins,
+            cut,
+            frozen(finer.minimum),
+            frozen(finer.maximum),
+            frozen(finer.weight),
+            frozen(finer.lower),
+            frozen(finer.upper),
+            frozen(finer.known),
             minimum,
             maximum,
-            np.add.reduceat(self.weight, begin),
-            np.add.reduceat(self.lower + self.weight * before, begin),
-            np.add.reduceat(self.upper + self.weight * behind, begin),
-            self.known[begin] & (sizes == 1),
+            weight,
+            lower,
+            upper,
+            known,
+        )
+        return Summary(
+            minimum[:count],
+            maximum[:count],
+            weight[:count],
+            lower[:count],
+            upper[:count],
+            known[:count],
             self.unit,
         )
+
+
+@kernel
+def replace_cells(
+    minimum: Floats,
+    maximum: Floats,
+    weight: Floats,
+    lower: Floats,
+    upper: Floats,
+    known: Flags,
+    unit: float,
+    begins: Flags,
+    cut: Flags,
+    finer_minimum: Floats,
+    finer_maximum: Floats,
+    finer_weight: Floats,
+    finer_lower: Floats,
+    finer_upper: Floats,
+    finer_known: Flags,
+    new_minimum: Floats,
+    new_maximum: Floats,
+    new_weight: Floats,
+    new_lower: Floats,
+    new_upper: Floats,
+    new_known: Flags,
+) -> int:
+    """`Summary.replaced` on the arrays; returns the number of new cells. O(m).
+
+    Parameters
+    ----------
+    begins
+        Cells that are not joined to the one before.
+    cut
+        Cells in whose place the finer ones are put.
+    """
+    size, at = 0, 0
+    for c in range(minimum.size):
+        if cut[c]:
+            while at < finer_minimum.size and finer_minimum[at] <= maximum[c]:
+                new_minimum[size], new_maximum[size] = finer_minimum[at], finer_maximum[at]
+                new_weight[size], new_known[size] = finer_weight[at], finer_known[at]
+                new_lower[size], new_upper[size] = finer_lower[at], finer_upper[at]
+                size, at = size + 1, at + 1
+        elif c == 0 or begins[c] or cut[c - 1]:
+            new_minimum[size], new_maximum[size] = minimum[c], maximum[c]
+            new_weight[size], new_known[size] = weight[c], known[c]
+            new_lower[size], new_upper[size] = lower[c], upper[c]
+            size += 1
+        else:
+            # Sums of one cell are measured from the ends of both from now on.
+            to_low = (minimum[c] * unit - new_minimum[size - 1] * unit) * weight[c]
+            to_high = (maximum[c] * unit - new_maximum[size - 1] * unit) * new_weight[size - 1]
+            new_lower[size - 1] += lower[c] + to_low
+            new_upper[size - 1] += upper[c] + to_high
+            new_weight[size - 1] += weight[c]
+            new_maximum[size - 1] = maximum[c]
+            new_known[size - 1] = False
+    return size
