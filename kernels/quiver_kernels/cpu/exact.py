@@ -15,7 +15,7 @@ from quiver_kernels.cpu.ordered import Ordered
 from quiver_kernels.cpu.path import accelerated_levels, accelerated_path, best_levels, best_path
 
 # Up to this many points times levels the dynamic programme is faster than the search.
-SMALL_WORK = 60_000
+SMALL_WORK = 8_000
 # Above this many values the search begins with sums over cells.
 DIRECT = 1 << 14
 # A proof with a larger gap than this and rounding is left to the programme, if its tables fit.

@@ -60,6 +60,8 @@ def narrowed_levels(summary: Summary, num_levels: int, look: Look) -> Progress |
         if progress is None or progress.undecided.size == 0:
             return progress
         finer = look(summary, progress.undecided)
+        if finer.minimum.size <= progress.undecided.size and not finer.known.any():
+            return None  # nothing was cut: another look would find the same
         summary = summary.replaced(progress.undecided, finer, progress.kept)
     return None
 

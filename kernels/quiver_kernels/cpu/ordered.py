@@ -40,7 +40,7 @@ class Ordered:
         kind = self.values.dtype
         low = np.searchsorted(self.values, summary.minimum[cells].astype(kind))
         high = np.searchsorted(self.values, summary.maximum[cells].astype(kind), side="right")
-        size = int(np.minimum(high - low, 2 * _PARTS).sum())
+        size = int(np.minimum(high - low, 4 * _PARTS + 2).sum())
         begin, end = np.empty(size, np.int64), np.empty(size, np.int64)
         count = cut_parts(frozen(self.values), low, high, _PARTS, begin, end)
         return self._sums(begin[:count], end[:count])
@@ -120,8 +120,8 @@ def cut_parts(
 ) -> int:
     """Cut every stretch values[low:high] into about `parts` cells by rank; returns their number.
 
-    Equal values stay together; cell i is values[begin[i]:end[i]]. A stretch that is short or in
-    which a value is frequent may give up to twice as many.
+    Cell i is values[begin[i]:end[i]]. A stretch that is short may give twice as many, and
+    frequent values twice as many again.
     """
     count = 0
     for c in range(low.size):
@@ -129,8 +129,13 @@ def cut_parts(
         start = low[c]
         while start < high[c]:
             stop = min(start + step, high[c])
-            while stop < high[c] and values[stop] == values[stop - 1]:
-                stop += 1
+            if stop < high[c] and values[stop] == values[stop - 1]:
+                # Equal values stay together; if others are before them, those are cut off.
+                while stop > start and values[stop - 1] == values[start + step]:
+                    stop -= 1
+                if stop == start:
+                    while stop < high[c] and values[stop] == values[start]:
+                        stop += 1
             begin[count], end[count] = start, stop
             count += 1
             start = stop
