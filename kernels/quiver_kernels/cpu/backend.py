@@ -129,6 +129,9 @@ class CpuBackend:
         self.quantize(extreme, replace(options, num_levels=2, bits=1), None)
 
     def _warm_solvers(self, values: Floats, weights: Floats) -> None:
+        # Short vectors go to the dynamic programme, longer ones to a search over all values.
+        for count in (100, exact.SMALL_WORK // 4):
+            self.quantize(values[:count], QuantizeOptions.create(bits=3, seed=1), None)
         for x in (values.astype(np.float32), values):
             bounds = finite_range(x)
             for method, grid, given in itertools.product(
