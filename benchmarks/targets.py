@@ -5,23 +5,21 @@ LogNormal(0, 1), float32, unsorted, unless a row says otherwise. "Accelerated QU
 folder's own version of the published algorithm (baselines/quiver.py): the authors' program is
 not part of this repository.
 
-What is missed or nearly so, why, and what was tried:
+What is missed or nearly so, and why:
 
-- *Levels within 2x of a sort, s = 16* (b): 1.9x to 2.1x from run to run. Sorting is half of the
-  time, reading the range and summing cells a quarter, the search the rest. Counting into cells
-  instead of sorting takes 2.5x at this length (it pays from 2^21 values on); fewer or more
-  cells, parts and nodes change nothing that can be told from noise.
-- *Quantize approx within 12x of a copy* (e) and *0.6 G values/s of encoding* (f): encoding takes
-  6 to 8 ns a value: random words 0.7, finding the interval 1 to 2, looking up two levels and a
-  reciprocal 1, rounding 0.5, the error 1, packing 0.5; counting for the levels 3.7. LLVM emits
-  no gathers for the look-ups; a tree of selects, packed pairs of levels and a run-time loop of
-  rounds were slower. The error is a part of every message, so it cannot be left out.
-- Time per value (j) falls from 2^16 to 2^26 values; from 2^22 to 2^24 it may rise by up to a
-  quarter, as one more pass is needed there.
-- *3 s for import and first quantize without kernels on disk* (i): nearly all of it is Numba
-  compiling, two thirds in its type inference. Separate kernels for the rare paths and plain
-  loops instead of array expressions took a third off; kernels kept on disk, the default, need
-  about 1 s.
+- *Levels within 2x of a sort, s = 16* (b). Sorting is about half of the time; the rest goes to
+  reading the range, summing cells and the search. Counting into cells instead of sorting pays
+  for longer vectors only. Other numbers of cells, parts and nodes made no difference that can
+  be told from noise.
+- *Quantize approx within 12x of a copy* (e) and *0.6 G values/s of encoding* (f). No stage of
+  encoding stands out: random words, finding the interval, looking up two levels and a
+  reciprocal, rounding, the expected error, packing. LLVM emits no gathers for the look-ups; a
+  tree of selects, packed pairs of levels and a run-time loop of rounds were slower. The error is
+  a part of every message, so it cannot be left out.
+- *3 s for import and first quantize without kernels on disk* (i). Nearly all of it is Numba
+  compiling, most of that its type inference. Kernels are kept on disk by default.
+- *Time per value* (j) falls with the length, but one more pass over the values may be needed
+  from one length to the next.
 
 Run ``python benchmarks/targets.py``; ``--only a b`` for some groups, ``--quick`` for small
 sizes (which nobody judges). It prints Markdown.

@@ -344,7 +344,11 @@ def _prune(
             if most == 1:
                 break
             most = 1
-    return float(eps)
+    for c in range(cells):
+        if alive[c] and heights[c] > 0.0:
+            return float(eps)
+    # No cell that is left has data inside: nothing is rounded any more.
+    return 0.0
 
 
 @kernel

@@ -23,7 +23,7 @@ def kernel(function: F) -> F:
     check for division by zero.
 
     Numba knows a cached kernel by the text of its own file alone. So a kernel calls kernels of
-    its own file only; tests/repo/test_imports.py holds us to that.
+    its own file only; tests/repo/test_kernel_files.py holds us to that.
     """
     try:
         return cast(F, njit(nogil=True, error_model="numpy", cache=True)(function))

@@ -3,7 +3,7 @@
 Pass one counts the values into cells (`cells.count`). Their minima and maxima are points where
 the curve S is known exactly, so the search over them tells which cells can hold a level of an
 optimal solution. Further passes cut those cells up, and in the end collect the few values left
-in them (docs/numerics.md, "Long vectors").
+in them (docs/numerics.md, "Cells").
 """
 
 from __future__ import annotations
