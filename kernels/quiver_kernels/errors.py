@@ -6,7 +6,9 @@ names the field, the limit and what was got::
     QuiverError
     |-- MalformedMessage   bytes that are not one well-formed message
     |-- InvalidInput       well-formed, but a value is missing, unknown or out of range
-    `-- BackendUnavailable the device or the optional dependency is not there
+    |-- BackendUnavailable the device or the optional dependency is not there
+    |-- DeviceFailed       the device was there and failed: no memory left, or lost
+    `-- Stopped            whoever wanted the result does not want it any more
 """
 
 from __future__ import annotations
@@ -60,3 +62,23 @@ class BackendUnavailable(QuiverError, RuntimeError):
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail, code="device_unavailable", field="device")
+
+
+class DeviceFailed(QuiverError, RuntimeError):
+    """A device failed while it computed; the input is not to blame, another device may do it.
+
+    Codes: ``device_out_of_memory``, ``device_error``.
+    """
+
+    def __init__(self, detail: str, *, code: str = "device_error") -> None:
+        super().__init__(detail, code=code, field="device")
+
+
+class Stopped(QuiverError, RuntimeError):
+    """A computation ended early because it was told to (`quiver_kernels.stopping`).
+
+    Code: ``stopped``.
+    """
+
+    def __init__(self, detail: str = "the computation was stopped") -> None:
+        super().__init__(detail, code="stopped")

@@ -42,7 +42,8 @@ ROWS = {
     "quiver_service": [
         {"pool"},
         {"engine"},
-        {"body"},
+        {"body", "operations"},
+        {"exchange"},
         {"routes"},
         {"app"},
         {"server"},

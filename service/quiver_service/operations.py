@@ -1,0 +1,123 @@
+"""The four operations: how the request of each is read, sized, computed and answered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from numpy.typing import NDArray
+
+from quiver_kernels import wire
+from quiver_kernels.framing import Segment
+from quiver_kernels.quantized import QuantizedVector
+from quiver_kernels.wire import MEDIA_TYPES
+from quiver_service import footprint
+from quiver_service.engine import Engine
+from quiver_service.footprint import Footprint
+from quiver_service.negotiation import JSON, OCTETS
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A complete body, and how it is to be read."""
+
+    body: memoryview
+    media_type: str
+    query: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What was computed, for metrics and the log: never the values themselves."""
+
+    method: str
+    device: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Operation(Generic[A, B]):
+    """One operation: how its request is read, computed and answered.
+
+    Attributes
+    ----------
+    media_types
+        Of the bodies it reads.
+    growth
+        Expected bytes of answer per byte of body, for admission.
+    decode, footprint, compute, encode
+        Body to request, request to memory needed, request to result, result to segments.
+    describe
+        Request and result to what is counted.
+    """
+
+    media_types: tuple[str, ...]
+    growth: float
+    decode: Callable[[Upload], A]
+    footprint: Callable[[A], Footprint]
+    compute: Callable[[Engine, A], B]
+    encode: Callable[[B], list[Segment]]
+    describe: Callable[[A, B], Work]
+
+
+def _decode_quantize(upload: Upload) -> wire.QuantizeRequest:
+    if upload.media_type == OCTETS:
+        return wire.quantize_request_from_raw(upload.body, upload.query)
+    if upload.media_type == JSON:
+        return wire.decode_quantize_json(upload.body)
+    return wire.decode_quantize_request(upload.body)
+
+
+def _encode_aggregate(result: NDArray[Any] | QuantizedVector) -> list[Segment]:
+    if isinstance(result, QuantizedVector):
+        return result.to_segments()
+    return wire.encode_tensor(result)
+
+
+def _describe_aggregate(
+    request: wire.AggregateRequest, result: NDArray[Any] | QuantizedVector
+) -> Work:
+    device = result.device if isinstance(result, QuantizedVector) else "cpu"
+    return Work("aggregate", device, sum(q.size for q in request.vectors))
+
+
+QUANTIZE = Operation(
+    media_types=(*MEDIA_TYPES, JSON, OCTETS),
+    growth=0.25,
+    decode=_decode_quantize,
+    footprint=footprint.of_quantize,
+    compute=Engine.quantize,
+    encode=QuantizedVector.to_segments,
+    describe=lambda request, q: Work(q.method, q.device, request.vector.size),
+)
+DEQUANTIZE = Operation(
+    media_types=MEDIA_TYPES,
+    growth=8.0,
+    decode=lambda upload: QuantizedVector.from_bytes(upload.body),
+    footprint=footprint.of_dequantize,
+    compute=Engine.dequantize,
+    encode=wire.encode_tensor,
+    describe=lambda q, _: Work("dequantize", "cpu", q.size),
+)
+LEVELS = Operation(
+    media_types=MEDIA_TYPES,
+    growth=0.0,
+    decode=lambda upload: wire.decode_levels_request(upload.body),
+    footprint=footprint.of_levels,
+    compute=Engine.levels,
+    encode=wire.encode_levels,
+    describe=lambda request, result: Work(result.method, result.device, request.vector.size),
+)
+AGGREGATE = Operation(
+    media_types=MEDIA_TYPES,
+    growth=1.0,
+    decode=lambda upload: wire.decode_aggregate_request(upload.body),
+    footprint=footprint.of_aggregate,
+    compute=Engine.aggregate,
+    encode=_encode_aggregate,
+    describe=_describe_aggregate,
+)
