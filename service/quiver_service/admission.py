@@ -15,6 +15,9 @@ from quiver_service.errors import ServiceError
 from quiver_service.negotiation import JSON, Headers, body_media_type, check_encoding
 from quiver_service.settings import Settings
 
+SMALL_BYTES = 64 << 10
+"""Bodies up to this are looked into before it is decided which thread computes them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Admission:
@@ -57,7 +60,7 @@ def admit(
     if media_type == JSON:
         _check_length(length, settings.max_json_bytes, "QUIVER_MAX_JSON_BYTES", " for JSON")
     _check_length(length, settings.max_body_bytes, "QUIVER_MAX_BODY_BYTES", "")
-    engine.pool.check_room()
+    engine.pool.check_room(small=length <= SMALL_BYTES and engine.sizes.small > 0)
     return Admission(media_type, length, budget.reserve(int(length * (1 + growth))))
 
 

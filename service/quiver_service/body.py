@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from quiver_service.deadline import Deadline
 from quiver_service.errors import ClientGone, ServiceError
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -27,8 +28,21 @@ class UploadLimits:
         return max(self.grace_seconds, length / self.min_bytes_per_second)
 
 
-async def read_body(receive: Receive, length: int, limits: UploadLimits) -> memoryview:
+async def read_body(
+    receive: Receive, length: int, limits: UploadLimits, deadline: Deadline | None = None
+) -> memoryview:
     """Read a body of exactly `length` bytes into fresh memory; one copy, no joining.
+
+    Parameters
+    ----------
+    receive
+        Gives the body's chunks.
+    length
+        As declared.
+    limits
+        How slowly it may come.
+    deadline
+        When the client wants no answer any more.
 
     Returns
     -------
@@ -39,7 +53,7 @@ async def read_body(receive: Receive, length: int, limits: UploadLimits) -> memo
     ------
     ServiceError
         ``stalled_upload``: a pause or the whole upload took too long; ``malformed_request``:
-        more bytes came than were declared.
+        more bytes came than were declared; ``deadline``.
     ClientGone
         The client left before the body was complete.
     """
@@ -47,6 +61,8 @@ async def read_body(receive: Receive, length: int, limits: UploadLimits) -> memo
     view = np.empty(length, dtype=np.uint8).data
     clock = asyncio.get_running_loop().time
     last_moment = clock() + limits.total_seconds(length)
+    if deadline is not None:
+        last_moment = min(last_moment, deadline.at)
     filled = 0
     try:
         async with asyncio.timeout_at(min(clock() + limits.idle_seconds, last_moment)) as timer:
@@ -57,10 +73,13 @@ async def read_body(receive: Receive, length: int, limits: UploadLimits) -> memo
                 chunk = message.get("body", b"")
                 if chunk:
                     filled = _append(view, filled, chunk)
-                    timer.reschedule(min(clock() + limits.idle_seconds, last_moment))
                 if not message.get("more_body", False):
                     break
+                if chunk:
+                    timer.reschedule(min(clock() + limits.idle_seconds, last_moment))
     except TimeoutError:
+        if deadline is not None and clock() >= deadline.at:
+            raise deadline.passed() from None
         raise ServiceError(
             "stalled_upload",
             f"upload stalled after {filled} of {length} bytes: no pause may exceed "

@@ -8,6 +8,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from quiver_service.negotiation import Headers
+from quiver_service.tracing import Trace
+
 _KEY = "quiver"
 
 
@@ -19,19 +22,28 @@ class RequestContext:
     ----------
     request_id
         The client's, or a fresh one.
+    method
+        Of the request.
     route
         The path without version prefix if it is one of ours, else ``other``.
+    headers
+        Of the request, by lower-case name.
     body_done
         Whether nothing of the request remains unread on the connection.
     phases
         Seconds spent per phase: receive, queue, decode, kernel, encode, send.
+    trace
+        The trace it belongs to, if any.
     at_end
         What must happen however the request ends, after its answer was written.
     """
 
     request_id: str
+    method: str
     route: str
+    headers: Headers
     body_done: bool
+    trace: Trace | None = None
     started: float = field(default_factory=time.perf_counter)
     declared_bytes: int = 0
     bytes_in: int = 0

@@ -7,37 +7,31 @@ import contextlib
 import functools
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar, cast
 
 from numpy.typing import NDArray
 
 from quiver_kernels import dispatch
-from quiver_kernels.dispatch import Backend
 from quiver_kernels.quantized import QuantizedVector
-from quiver_kernels.wire import AggregateRequest, LevelsRequest, LevelsResult, QuantizeRequest
+from quiver_kernels.stopping import checkpoint
+from quiver_kernels.wire import (
+    AggregateRequest,
+    BatchRequest,
+    LevelsRequest,
+    LevelsResult,
+    QuantizedBatch,
+    QuantizeRequest,
+)
 from quiver_service import footprint
 from quiver_service.budget import Lease
-from quiver_service.errors import ServiceError
+from quiver_service.deadline import Deadline
+from quiver_service.devices import Devices
+from quiver_service.effort import SIZES, Sizes
+from quiver_service.errors import ClientGone, ServiceError
 from quiver_service.footprint import Footprint
 from quiver_service.pool import WorkerPool
 
 T = TypeVar("T")
-
-
-class Backends(Protocol):
-    """Where backends come from; `quiver_kernels.dispatch` is one, tests bring their own."""
-
-    def pick(self, device: str) -> Backend:
-        """The backend for a request's ``device``."""
-        ...
-
-    def pick_decoder(self) -> Backend:
-        """A backend that can decode."""
-        ...
-
-    def available(self) -> dict[str, bool]:
-        """Devices a request may name, and whether each works here."""
-        ...
 
 
 class Engine:
@@ -52,17 +46,23 @@ class Engine:
         Threads that compute; the engine starts and closes it.
     max_output_bytes
         Largest answer; a request that needs more is refused before it is allocated.
-    backends
-        Source of backends.
+    devices
+        The backends, and which of them work; None: those of `quiver_kernels.dispatch`.
+    sizes
+        Which requests count as tiny and as small.
     """
 
     def __init__(
-        self, pool: WorkerPool, max_output_bytes: int, backends: Backends = dispatch
+        self,
+        pool: WorkerPool,
+        max_output_bytes: int,
+        devices: Devices | None = None,
+        sizes: Sizes = SIZES,
     ) -> None:
+        self.sizes = sizes
         self.pool = pool
         self.max_output_bytes = max_output_bytes
-        self._backends = backends
-        self.devices: dict[str, bool] = {}
+        self.devices = Devices(dispatch) if devices is None else devices
 
     def start(self) -> None:
         """Start the threads."""
@@ -70,12 +70,7 @@ class Engine:
 
     def warm_up(self) -> None:
         """Compile every kernel of every device that is here. Seconds; run it in a thread."""
-        self.devices = self._backends.available()
-        for device, works in self.devices.items():
-            if works:
-                self._backends.pick(device).warm_up()
-        # Raises if nothing can compute: a service without any device must not become ready.
-        self._backends.pick("auto")
+        self.devices.warm_up()
 
     def close(self, timeout: float) -> bool:
         """Finish what is queued, stop the threads; whether all was done within `timeout` s."""
@@ -85,30 +80,38 @@ class Engine:
         self,
         call: Callable[[], T],
         *,
-        deadline_seconds: float | None = None,
+        small: bool = False,
+        deadline: Deadline | None = None,
         lease: Lease | None = None,
+        gone: asyncio.Future[None] | None = None,
     ) -> T:
         """Await `call` in the pool.
 
-        Cancelling this drops the call if no thread has taken it yet; otherwise the thread
-        finishes it and the result is dropped.
+        Ending this early drops the call if no thread has taken it yet; otherwise it stops at its
+        next checkpoint (`quiver_kernels.stopping`).
 
         Parameters
         ----------
         call
-            What to compute.
-        deadline_seconds
-            Longest wait for the result, queueing included.
+            What to compute; pure, as `WorkerPool.submit` says.
+        small
+            Whether it is done in a few milliseconds.
+        deadline
+            When to end without a result, queueing included.
         lease
             Memory that the call uses; held until the call has ended or was dropped, which
             may be after `run` itself has ended.
+        gone
+            Done when nobody waits for the result any more.
 
         Raises
         ------
         ServiceError
-            ``busy`` or ``draining`` from the pool, ``deadline``.
+            ``busy`` or ``draining`` from the pool; ``busy`` when memory ran out; ``deadline``.
+        ClientGone
+            `gone` came first.
         """
-        job = self.pool.submit(call)
+        job = self.pool.submit(call, small=small)
         if lease is not None:
             lease.hold()
             job.add_done_callback(lambda _: lease.release())
@@ -117,22 +120,23 @@ class Engine:
         loop = asyncio.get_running_loop()
         done = loop.create_future()
         job.add_done_callback(functools.partial(_tell, loop, done))
+        if gone is not None:
+            gone.add_done_callback(lambda _: _settle(done))
         try:
-            async with asyncio.timeout(deadline_seconds):
+            async with asyncio.timeout_at(None if deadline is None else deadline.at):
                 await done
-            return job.result()
+            if not job.done():
+                raise ClientGone("client_disconnect")
+            return cast("T", job.result())
         except TimeoutError:
             # A kernel's own TimeoutError would be a finished job.
-            if done.done() and not done.cancelled():
+            if deadline is None or (done.done() and not done.cancelled()):
                 raise
-            raise ServiceError(
-                "deadline",
-                f"no result within {deadline_seconds} s",
-                limit=deadline_seconds,
-                setting="QUIVER_DEADLINE_SECONDS",
-            ) from None
+            raise deadline.passed() from None
+        except MemoryError:
+            raise ServiceError("busy", "memory ran out in the computation; try again") from None
         finally:
-            job.cancel()
+            job.abandon()
             # An error's traceback holds this frame, and the job holds the error.
             del job
 
@@ -147,29 +151,49 @@ class Engine:
             ``too_large``: the answer would exceed the limit.
         """
         self._check_output(footprint.of_quantize(request), request.options.block_size)
-        backend = self._backends.pick(request.options.device)
-        return backend.quantize(request.vector, request.options.with_seed(), request.weights)
+        # Drawn before the first try: a second one gives the same bits.
+        options = request.options.with_seed()
+        return self.devices.compute(
+            options.device,
+            lambda backend: backend.quantize(request.vector, options, request.weights),
+        )
+
+    def quantize_many(self, request: BatchRequest) -> QuantizedBatch:
+        """Quantize vectors one after the other; errors as for `quantize`, and name the vector."""
+        self._check_output(footprint.of_batch(request), None)
+        vectors = []
+        for item in request.items:
+            checkpoint()
+            with item.naming_errors():
+                vectors.append(self.quantize(item.request))
+        return QuantizedBatch(tuple(vectors), request.names)
 
     def dequantize(self, q: QuantizedVector) -> NDArray[Any]:
         """Decode a quantized vector; errors as for `quantize`."""
         self._check_output(footprint.of_dequantize(q), q.block_size)
-        return self._backends.pick_decoder().dequantize(q)
+        return self.devices.decode(lambda backend: backend.dequantize(q))
 
     def levels(self, request: LevelsRequest) -> LevelsResult:
         """Level tables of a vector; errors as for `quantize`."""
         self._check_output(footprint.of_levels(request), request.options.block_size)
-        backend = self._backends.pick(request.options.device)
-        return backend.levels(request.vector, request.options, request.weights)
+        return self.devices.compute(
+            request.options.device,
+            lambda backend: backend.levels(request.vector, request.options, request.weights),
+        )
 
     def aggregate(self, request: AggregateRequest) -> NDArray[Any] | QuantizedVector:
         """Weighted mean of quantized vectors, quantized again if the request asks for it."""
         block_size = None if request.quantize is None else request.quantize.block_size
         self._check_output(footprint.of_aggregate(request), block_size)
-        mean = self._backends.pick_decoder().aggregate(request.vectors, request.weights)
+        mean = self.devices.decode(
+            lambda backend: backend.aggregate(request.vectors, request.weights)
+        )
         if request.quantize is None:
             return mean
-        backend = self._backends.pick(request.quantize.device)
-        return backend.quantize(mean, request.quantize.with_seed(), None)
+        options = request.quantize.with_seed()
+        return self.devices.compute(
+            options.device, lambda backend: backend.quantize(mean, options, None)
+        )
 
     def _check_output(self, needed: Footprint, block_size: int | None) -> None:
         if needed.output <= self.max_output_bytes:

@@ -49,6 +49,10 @@ async def readyz(request: Request) -> Response:
     content: dict[str, Any] = {"status": "unavailable" if reasons else "ready"}
     if reasons:
         content["reasons"] = reasons
+    # Degraded, but ready: what cannot be done on one device is done on another.
+    complaints = services.engine.devices.complaints()
+    if complaints:
+        content["degraded"] = complaints
     if "verbose" in request.query_params:
         content["checks"] = {name: text or "ok" for name, text in checks.items()}
     if not reasons:
@@ -60,7 +64,9 @@ async def readyz(request: Request) -> Response:
 @router.get("/metrics", **schemas.METRICS)
 async def metrics(request: Request) -> Response:
     """Metrics in the text format of Prometheus."""
-    return Response(services_of(request).metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+    services = services_of(request)
+    services.reporter.flush()
+    return Response(services.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/info", **schemas.INFO)
@@ -71,7 +77,7 @@ async def info(request: Request) -> Response:
 
 def describe(services: Services) -> dict[str, Any]:
     """The content of ``GET /info``."""
-    settings = services.settings
+    settings, devices = services.settings, services.engine.devices.available
     defaults = dataclasses.asdict(QuantizeOptions.create())
     del defaults["num_levels"]  # bits and num_levels exclude each other
     return {
@@ -81,7 +87,7 @@ def describe(services: Services) -> dict[str, Any]:
         "methods": list(METHODS),
         "grids": list(GRIDS),
         "dtypes": list(WIRE_DTYPES),
-        "devices": {name: services.engine.devices.get(name, False) for name in DEVICES[1:]},
+        "devices": {name: devices.get(name, False) for name in DEVICES[1:]},
         "media_types": list(wire.MEDIA_TYPES),
         "bits": {"min": MIN_BITS, "max": MAX_BITS},
         "num_levels": {"min": MIN_LEVELS, "max": MAX_LEVELS},
@@ -92,11 +98,22 @@ def describe(services: Services) -> dict[str, Any]:
             "max_json_bytes": settings.max_json_bytes,
             "max_list_numbers": wire.MAX_LIST_NUMBERS,
             "max_aggregate_vectors": wire.MAX_AGGREGATE_VECTORS,
+            "max_batch_vectors": wire.MAX_BATCH_VECTORS,
+            "max_name_bytes": wire.MAX_NAME_BYTES,
             "max_dimensions": MAX_DIMENSIONS,
             "budget_bytes": settings.budget_bytes,
             "threads": settings.threads,
             "queue_size": settings.queue_size,
             "deadline_seconds": settings.deadline_seconds,
+            "header_seconds": settings.header_seconds,
+            "body_idle_seconds": settings.body_idle_seconds,
+            "body_grace_seconds": settings.body_grace_seconds,
+            "body_min_bytes_per_second": settings.body_min_bytes_per_second,
+            "send_idle_seconds": settings.send_idle_seconds,
+            "keep_alive_seconds": settings.keep_alive_seconds,
+            "quota_requests_per_second": services.quotas.limits.requests_per_second,
+            "quota_burst": services.quotas.limits.burst,
+            "quota_bytes": services.quotas.limits.held_bytes,
         },
         "defaults": defaults,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 
 from prometheus_client import (
@@ -17,12 +17,14 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from quiver_service._version import __version__
 from quiver_service.budget import ByteBudget
 from quiver_service.context import RequestContext
+from quiver_service.engine import Engine
 from quiver_service.lifecycle import Lifecycle, Phase
-from quiver_service.pool import WorkerPool
 
 # The middle ones are OpenTelemetry's for HTTP; both ends are ours, for tiny and huge vectors.
 _SECONDS = (
@@ -37,11 +39,12 @@ class Metrics:
 
     Parameters
     ----------
-    budget, pool, lifecycle
+    budget, engine, lifecycle
         Read when the metrics are asked for.
     """
 
-    def __init__(self, budget: ByteBudget, pool: WorkerPool, lifecycle: Lifecycle) -> None:
+    def __init__(self, budget: ByteBudget, engine: Engine, lifecycle: Lifecycle) -> None:
+        pool = engine.pool
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -89,9 +92,15 @@ class Metrics:
         self._gauge("quiver_inflight_bytes", "Bytes lent to requests", lambda: budget.used)
         self._gauge("quiver_budget_bytes", "Bytes there are to lend", lambda: budget.capacity)
         self._gauge("quiver_queue_depth", "Jobs that wait for a thread", lambda: pool.depth)
+        self._gauge(
+            "quiver_queue_depth_small",
+            "Jobs that wait for a thread and are small",
+            lambda: pool.depth_small,
+        )
         self._gauge("quiver_jobs_running", "Jobs that run", lambda: pool.running)
         self._gauge("quiver_threads", "Kernel threads", lambda: pool.threads)
         self._gauge("quiver_ready", "1 when ready", lambda: float(lifecycle.phase is Phase.READY))
+        self.registry.register(_Counts(engine))
         Info("quiver_build", "Versions", registry=self.registry).info(
             {"version": __version__, "numba": _installed("numba"), "numpy": _installed("numpy")}
         )
@@ -116,6 +125,38 @@ class Metrics:
 
     def _gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
         Gauge(name, text, registry=self.registry).set_function(read)
+
+
+class _Counts(Collector):
+    """What pool and devices count themselves."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterator[Metric]:
+        """Their counts now."""
+        pool, devices = self._engine.pool, self._engine.devices
+        yield CounterMetricFamily(
+            "quiver_worker_restarts", "Threads replaced after they were lost", pool.restarts
+        )
+        yield CounterMetricFamily(
+            "quiver_jobs_retried", "Jobs tried again after an unexpected failure", pool.retries
+        )
+        yield CounterMetricFamily(
+            "quiver_jobs_stopped", "Jobs that ran when nobody waited any more", pool.stopped
+        )
+        fallbacks = CounterMetricFamily(
+            "quiver_device_fallbacks",
+            "Requests computed on the CPU because their device failed",
+            labels=("device", "reason"),
+        )
+        for (device, reason), count in devices.fallbacks.items():
+            fallbacks.add_metric((device, reason), count)
+        yield fallbacks
+        up = GaugeMetricFamily("quiver_device_up", "1 where a device works", labels=("device",))
+        for device in devices.available:
+            up.add_metric((device,), float(devices.is_up(device)))
+        yield up
 
 
 def _installed(distribution: str) -> str:

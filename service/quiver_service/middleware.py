@@ -6,7 +6,6 @@ import asyncio
 import re
 import secrets
 import time
-import uuid
 
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,8 +22,7 @@ from quiver_service.services import Services
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _VERSION_PREFIX = "/v1"
 _CLIENT_LEFT = 499
-# Probes and scrapes come every few seconds and say nothing new.
-_QUIET_ROUTES = frozenset({"/livez", "/readyz", "/healthz", "/metrics"})
+_PROBES = frozenset({"/livez", "/readyz", "/healthz"})
 
 
 class RequestMiddleware:
@@ -69,7 +67,8 @@ class RequestMiddleware:
         finally:
             metrics.inflight_requests.dec()
             context.at_end.close()
-            self._report(scope, context)
+            context.phases["total"] = time.perf_counter() - context.started
+            self._services.reporter.add(context)
 
     def _begin(self, scope: Scope, headers: Headers) -> RequestContext:
         path = scope["path"].removeprefix(_VERSION_PREFIX)
@@ -77,10 +76,13 @@ class RequestMiddleware:
         whole = len(declared) == 1 and declared[0].isdigit() and len(declared[0]) < 20
         context = RequestContext(
             request_id=_request_id(headers),
+            method=scope["method"],
             route=path if path in self._routes else "other",
+            headers=headers,
             body_done=declared in ([], [b"0"]) and b"transfer-encoding" not in headers,
             declared_bytes=int(declared[0]) if whole else 0,
         )
+        context.trace = self._services.tracer.begin(headers, context.method, context.route)
         attach(scope, context)
         return context
 
@@ -90,6 +92,8 @@ class RequestMiddleware:
         # No error may be kept in a local: its traceback holds this frame, and the body.
         try:
             _check_host(scope, headers)
+            if services.settings.protect_all and scope["path"] not in _PROBES:
+                services.keys.check(headers)
             await self._app(scope, exchange.receive, exchange.send)
         except ClientGone:
             raise
@@ -128,25 +132,6 @@ class RequestMiddleware:
         )
         await response(scope, exchange.receive, exchange.send)
 
-    def _report(self, scope: Scope, context: RequestContext) -> None:
-        context.phases["total"] = time.perf_counter() - context.started
-        self._services.metrics.record(context)
-        logger = self._services.logger
-        quiet = context.route in _QUIET_ROUTES and context.code == "ok"
-        line = logger.debug if quiet else logger.info
-        line(
-            "request",
-            request_id=context.request_id,
-            method=scope["method"],
-            route=context.route,
-            status=context.status,
-            code=context.code,
-            bytes_in=context.bytes_in,
-            bytes_out=context.bytes_out,
-            ms={name: round(1000 * spent, 3) for name, spent in context.phases.items()},
-            **context.notes,
-        )
-
 
 class _Exchange:
     """The two ends of one request, watched: bytes both ways, and whether the body was read."""
@@ -179,6 +164,8 @@ class _Exchange:
 
     def _extra_headers(self) -> list[tuple[bytes, bytes]]:
         extra = [(b"x-request-id", self.context.request_id.encode("ascii"))]
+        if self.context.trace is not None:
+            extra.append((b"traceparent", self.context.trace.traceparent))
         # An upload that was not read would have to be read before the next request.
         if not self.context.body_done or self._services.lifecycle.phase is Phase.DRAINING:
             extra.append((b"connection", b"close"))
@@ -196,12 +183,13 @@ def _request_id(headers: Headers) -> str:
     values = headers.get(b"x-request-id", [])
     if len(values) == 1 and _REQUEST_ID.fullmatch(values[0]):
         return values[0].decode("ascii")
-    return str(fresh_id())
+    return fresh_id()
 
 
-def fresh_id() -> uuid.UUID:
+def fresh_id() -> str:
     """A version 7 UUID: ordered by time, then random."""
     milliseconds = time.time_ns() // 1_000_000
     number = (milliseconds & ((1 << 48) - 1)) << 80 | secrets.randbits(80)
     number &= ~(0xF << 76) & ~(0x3 << 62)
-    return uuid.UUID(int=number | 0x7 << 76 | 0x2 << 62)
+    text = f"{number | 0x7 << 76 | 0x2 << 62:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

@@ -12,7 +12,7 @@ from quiver_kernels import wire
 from quiver_kernels.framing import Segment
 from quiver_kernels.quantized import QuantizedVector
 from quiver_kernels.wire import MEDIA_TYPES
-from quiver_service import footprint
+from quiver_service import effort, footprint
 from quiver_service.engine import Engine
 from quiver_service.footprint import Footprint
 from quiver_service.negotiation import JSON, OCTETS
@@ -49,8 +49,9 @@ class Operation(Generic[A, B]):
         Of the bodies it reads.
     growth
         Expected bytes of answer per byte of body, for admission.
-    decode, footprint, compute, encode
-        Body to request, request to memory needed, request to result, result to segments.
+    decode, footprint, effort, compute, encode
+        Body to request, request to memory needed and to work needed, request to result, result
+        to segments.
     describe
         Request and result to what is counted.
     """
@@ -59,17 +60,57 @@ class Operation(Generic[A, B]):
     growth: float
     decode: Callable[[Upload], A]
     footprint: Callable[[A], Footprint]
+    effort: Callable[[A], int]
     compute: Callable[[Engine, A], B]
     encode: Callable[[B], list[Segment]]
     describe: Callable[[A, B], Work]
 
 
-def _decode_quantize(upload: Upload) -> wire.QuantizeRequest:
+Asked = wire.QuantizeRequest | wire.BatchRequest
+Quantized = QuantizedVector | wire.QuantizedBatch
+
+
+def _decode_quantize(upload: Upload) -> Asked:
     if upload.media_type == OCTETS:
         return wire.quantize_request_from_raw(upload.body, upload.query)
     if upload.media_type == JSON:
         return wire.decode_quantize_json(upload.body)
     return wire.decode_quantize_request(upload.body)
+
+
+def _footprint_quantize(request: Asked) -> Footprint:
+    if isinstance(request, wire.BatchRequest):
+        return footprint.of_batch(request)
+    return footprint.of_quantize(request)
+
+
+def _effort_quantize(request: Asked) -> int:
+    if isinstance(request, wire.BatchRequest):
+        return effort.of_batch(request)
+    return effort.of_quantize(request)
+
+
+def _quantize(engine: Engine, request: Asked) -> Quantized:
+    if isinstance(request, wire.BatchRequest):
+        return engine.quantize_many(request)
+    return engine.quantize(request)
+
+
+def _encode_quantized(result: Quantized) -> list[Segment]:
+    if isinstance(result, wire.QuantizedBatch):
+        return wire.encode_batch(result)
+    return result.to_segments()
+
+
+def _describe_quantized(_: Asked, result: Quantized) -> Work:
+    done = result.vectors if isinstance(result, wire.QuantizedBatch) else (result,)
+    method = _common({q.method for q in done})
+    return Work(method, _common({q.device for q in done}), sum(q.size for q in done))
+
+
+def _common(names: set[str]) -> str:
+    """The one name, or ``mixed``."""
+    return names.pop() if len(names) == 1 else "mixed"
 
 
 def _encode_aggregate(result: NDArray[Any] | QuantizedVector) -> list[Segment]:
@@ -89,16 +130,18 @@ QUANTIZE = Operation(
     media_types=(*MEDIA_TYPES, JSON, OCTETS),
     growth=0.25,
     decode=_decode_quantize,
-    footprint=footprint.of_quantize,
-    compute=Engine.quantize,
-    encode=QuantizedVector.to_segments,
-    describe=lambda request, q: Work(q.method, q.device, request.vector.size),
+    footprint=_footprint_quantize,
+    effort=_effort_quantize,
+    compute=_quantize,
+    encode=_encode_quantized,
+    describe=_describe_quantized,
 )
 DEQUANTIZE = Operation(
     media_types=MEDIA_TYPES,
     growth=8.0,
     decode=lambda upload: QuantizedVector.from_bytes(upload.body),
     footprint=footprint.of_dequantize,
+    effort=effort.of_dequantize,
     compute=Engine.dequantize,
     encode=wire.encode_tensor,
     describe=lambda q, _: Work("dequantize", "cpu", q.size),
@@ -108,6 +151,7 @@ LEVELS = Operation(
     growth=0.0,
     decode=lambda upload: wire.decode_levels_request(upload.body),
     footprint=footprint.of_levels,
+    effort=effort.of_quantize,
     compute=Engine.levels,
     encode=wire.encode_levels,
     describe=lambda request, result: Work(result.method, result.device, request.vector.size),
@@ -117,6 +161,7 @@ AGGREGATE = Operation(
     growth=1.0,
     decode=lambda upload: wire.decode_aggregate_request(upload.body),
     footprint=footprint.of_aggregate,
+    effort=effort.of_aggregate,
     compute=Engine.aggregate,
     encode=_encode_aggregate,
     describe=_describe_aggregate,

@@ -49,7 +49,9 @@ class GuardedProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         # Nothing may linger in a write buffer: a `send` then returns when the kernel has all,
         # which is what bounds slow readers and tells when memory is free.
-        transport.set_write_buffer_limits(high=0)
+        # (A TLS transport compares with >=, and would pause writing at 0 for good.)
+        encrypted = transport.get_extra_info("sslcontext") is not None
+        transport.set_write_buffer_limits(high=1 if encrypted else 0, low=0)
         closing = _ClosingTransport(transport, self._close)
         self.transport = cast("asyncio.Transport", closing)
         self._start_header_timer()
@@ -77,7 +79,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer bytes that are not HTTP."""
-        problem = problem_of(ServiceError("malformed_request", msg), str(fresh_id()), 0)
+        problem = problem_of(ServiceError("malformed_request", msg), fresh_id(), 0)
         body = msgspec.json.encode(problem.document)
         head = (
             "HTTP/1.1 400 Bad Request\r\n"
@@ -92,11 +94,13 @@ class GuardedProtocol(HttpToolsProtocol):
     def _close(self, transport: asyncio.Transport) -> None:
         cycle: Any = self.cycle  # None before the first request
         body_unread = cycle is not None and cycle.more_body
-        if self._lingering or not body_unread or not transport.can_write_eof():
+        if self._lingering or not body_unread:
             transport.close()
             return
         self._lingering = True
-        transport.write_eof()
+        # TLS has no half-close; the length of the answer says where it ends.
+        if transport.can_write_eof():
+            transport.write_eof()
         self.flow.resume_reading()
         self.loop.call_later(LINGER_SECONDS, transport.close)
 

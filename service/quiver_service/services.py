@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import random
+import sys
 from dataclasses import dataclass
+from typing import TextIO, cast
 
 from starlette.requests import Request
 
+from quiver_kernels import dispatch
 from quiver_service.auth import KeyRing
 from quiver_service.body import UploadLimits
 from quiver_service.budget import ByteBudget
+from quiver_service.devices import Devices
 from quiver_service.engine import Engine
 from quiver_service.lifecycle import Lifecycle
-from quiver_service.logs import Logger, make_logger
+from quiver_service.logs import LineQuota, Logger, make_logger
 from quiver_service.metrics import Metrics
 from quiver_service.pool import WorkerPool
+from quiver_service.quota import QuotaLimits, Quotas
+from quiver_service.reporting import Lines, Reporter
 from quiver_service.settings import Settings
+from quiver_service.tracing import Tracer, make_tracer
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,25 +35,36 @@ class Services:
     lifecycle: Lifecycle
     metrics: Metrics
     logger: Logger
+    reporter: Reporter
+    tracer: Tracer
     keys: KeyRing
+    quotas: Quotas
     upload_limits: UploadLimits
 
     @classmethod
     def create(cls, settings: Settings, engine: Engine | None = None) -> Services:
         """Make all parts; nothing is started."""
+        lines = Lines(sys.stdout)
+        logger = make_logger(settings.log_level, cast("TextIO", lines))
         if engine is None:
-            pool = WorkerPool(settings.threads, settings.queue_size)
-            engine = Engine(pool, settings.max_output_bytes)
+            pool = WorkerPool(settings.threads, settings.queue_size, logger)
+            engine = Engine(pool, settings.max_output_bytes, Devices(dispatch, logger=logger))
         budget = ByteBudget(settings.budget_bytes)
         lifecycle = Lifecycle()
+        metrics = Metrics(budget, engine, lifecycle)
+        tracer = make_tracer(settings)
+        quota = LineQuota(settings.log_requests_per_second)
         return cls(
             settings=settings,
             engine=engine,
             budget=budget,
             lifecycle=lifecycle,
-            metrics=Metrics(budget, engine.pool, lifecycle),
-            logger=make_logger(settings.log_level),
+            metrics=metrics,
+            logger=logger,
+            reporter=Reporter(metrics, logger, lines, tracer, quota),
+            tracer=tracer,
             keys=KeyRing.create(settings),
+            quotas=Quotas(QuotaLimits.create(settings)),
             upload_limits=UploadLimits(
                 settings.body_idle_seconds,
                 settings.body_grace_seconds,

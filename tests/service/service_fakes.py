@@ -21,9 +21,14 @@ from quiver_kernels.options import QuantizeOptions
 from quiver_kernels.packing import pack_codes, packed_size
 from quiver_kernels.quantized import QuantizedVector
 from quiver_kernels.wire import LevelsResult
+from quiver_service.devices import Devices
+from quiver_service.effort import Sizes
 from quiver_service.engine import Engine
 from quiver_service.pool import WorkerPool
 from quiver_service.settings import GIB, Settings
+
+# However few values: a fake may be told to wait, and must not do so on the event loop.
+ALL_LARGE = Sizes(tiny=0, small=0)
 
 
 def nothing(_: str) -> None:
@@ -163,10 +168,11 @@ def fake_engine(
     threads: int = 2,
     queue_size: int = 16,
     max_output_bytes: int = GIB,
+    sizes: Sizes = ALL_LARGE,
 ) -> Engine:
-    """An engine on a `FakeBackend`."""
-    backends = FakeBackends(backend(before=before))
-    return Engine(WorkerPool(threads, queue_size), max_output_bytes, backends)
+    """An engine on a `FakeBackend`, which waits for as long as a large request takes."""
+    devices = Devices(FakeBackends(backend(before=before)))
+    return Engine(WorkerPool(threads, queue_size), max_output_bytes, devices, sizes)
 
 
 def settings(**values: Any) -> Settings:

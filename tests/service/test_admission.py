@@ -180,6 +180,7 @@ def stalling(app: Any) -> Any:
 
 async def test_a_client_that_leaves_is_counted_and_not_answered(client: TestClient):
     def left() -> float:
+        client.app.state.services.reporter.flush()
         registry = client.app.state.services.metrics.registry
         labels = {"route": "/quantize", "code": "499", "reason": "client_disconnect"}
         return registry.get_sample_value("quiver_requests_total", labels) or 0.0

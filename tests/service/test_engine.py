@@ -15,10 +15,13 @@ import pytest
 from quiver_kernels.errors import BackendUnavailable
 from quiver_kernels.options import QuantizeOptions
 from quiver_kernels.quantized import QuantizedVector
+from quiver_kernels.stopping import checkpoint
 from quiver_kernels.wire import AggregateRequest, LevelsRequest, QuantizeRequest
 from quiver_service.budget import ByteBudget
+from quiver_service.deadline import Deadline
+from quiver_service.devices import Devices
 from quiver_service.engine import Engine
-from quiver_service.errors import ServiceError
+from quiver_service.errors import ClientGone, ServiceError
 from quiver_service.footprint import of_quantize
 from service_fakes import FakeBackend, FakeBackends, fake_engine
 
@@ -35,6 +38,10 @@ async def engine() -> AsyncIterator[Engine]:
 
 def request(**options: object) -> QuantizeRequest:
     return QuantizeRequest(X, None, QuantizeOptions.create(**options))  # type: ignore[arg-type]
+
+
+def in_seconds(seconds: float) -> Deadline:
+    return Deadline.of_service(seconds, asyncio.get_running_loop().time())
 
 
 def test_a_seed_is_drawn_and_returned(engine: Engine):
@@ -111,7 +118,7 @@ def test_warm_up_fails_without_any_device():
             return {"cpu": False, "gpu": False}
 
     with pytest.raises(BackendUnavailable):
-        Engine(fake_engine().pool, 1, Nothing()).warm_up()
+        Engine(fake_engine().pool, 1, Devices(Nothing())).warm_up()
 
 
 async def test_calls_run_in_the_pool(engine: Engine):
@@ -122,7 +129,7 @@ async def test_calls_run_in_the_pool(engine: Engine):
 
 async def test_the_deadline_counts_waiting_and_running(engine: Engine):
     with pytest.raises(ServiceError) as refused:
-        await engine.run(lambda: time.sleep(0.3), deadline_seconds=0.02)
+        await engine.run(lambda: time.sleep(0.3), deadline=in_seconds(0.02))
 
     assert refused.value.code == "deadline"
 
@@ -132,7 +139,7 @@ async def test_a_timeout_of_the_call_itself_is_no_deadline(engine: Engine):
         raise TimeoutError("inside")
 
     with pytest.raises(TimeoutError, match="inside"):
-        await engine.run(fail, deadline_seconds=5)
+        await engine.run(fail, deadline=in_seconds(5))
 
 
 async def test_memory_is_held_until_the_thread_has_stopped(engine: Engine):
@@ -194,3 +201,53 @@ async def test_an_error_holds_no_memory(engine: Engine):
         assert alive() is None
     finally:
         gc.enable()
+
+
+async def test_a_computation_stops_when_its_deadline_passes(engine: Engine):
+    stopped = threading.Event()
+
+    def work() -> None:
+        try:
+            while True:
+                checkpoint()
+                time.sleep(0.001)
+        finally:
+            stopped.set()
+
+    with pytest.raises(ServiceError) as refused:
+        await engine.run(work, deadline=in_seconds(0.05))
+
+    assert refused.value.code == "deadline"
+    assert refused.value.setting == "QUIVER_DEADLINE_SECONDS"
+    assert await asyncio.to_thread(stopped.wait, 5)
+
+
+async def test_a_computation_stops_when_its_client_leaves(engine: Engine):
+    stopped = threading.Event()
+
+    def work() -> None:
+        try:
+            while True:
+                checkpoint()
+                time.sleep(0.001)
+        finally:
+            stopped.set()
+
+    gone = asyncio.get_running_loop().create_future()
+    running = asyncio.create_task(engine.run(work, gone=gone))
+    await asyncio.sleep(0.05)
+    gone.set_result(None)
+
+    with pytest.raises(ClientGone):
+        await running
+    assert await asyncio.to_thread(stopped.wait, 5)
+
+
+async def test_memory_that_runs_out_is_busy(engine: Engine):
+    def fail() -> None:
+        raise MemoryError
+
+    with pytest.raises(ServiceError) as refused:
+        await engine.run(fail)
+
+    assert refused.value.code == "busy"

@@ -74,8 +74,10 @@ def test_a_body_is_let_go_with_its_request(
     for _ in range(4):
         client.post("/levels", content=pack({"vector": [1.0]}), headers={"content-type": VND})
 
-    assert len(seen) == 3
-    assert [reference() is None for reference in seen] == [True] * 3
+    # An unexpected failure is tried once more.
+    count = 6 if kind == "fault" else 3
+    assert len(seen) == count
+    assert [reference() is None for reference in seen] == [True] * count
 
 
 def memory(server: LiveServer, name: str) -> int:
