@@ -79,8 +79,8 @@ class Server:
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
 
 
-def serve_plainly() -> None:
-    """The handler that one writes first, on a free port."""
+def plain_app() -> FastAPI:
+    """The handler that one writes first."""
     backend = dispatch.load("cpu")
     app = FastAPI()
 
@@ -115,10 +115,15 @@ def serve_plainly() -> None:
         }
         return Response(msgpack.packb(answer), media_type=MEDIA_TYPE)
 
+    return app
+
+
+def serve_plainly() -> None:
+    """That handler, on a free port."""
     listener = socket.create_server(("127.0.0.1", 0))
     sys.stdout.write(f"plain server is ready at http://127.0.0.1:{listener.getsockname()[1]}\n")
     sys.stdout.flush()
-    config = uvicorn.Config(app, access_log=False, log_level="warning")
+    config = uvicorn.Config(plain_app(), access_log=False, log_level="warning")
     uvicorn.Server(config).run(sockets=[listener])
 
 

@@ -10,11 +10,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from quiver_kernels.cpu.compile import Floats, kernel
 
 TILE = 512
+# Values that are placed at once, and most levels for which that is done.
+LANES = 16
+MOST_PLACED = 16
 _TWO_32 = 4294967296.0
 # The largest float32 below 1: what a probability below 1 can be.
 _BELOW_ONE = np.float32(1.0 - 2.0**-24)
@@ -67,6 +74,79 @@ def fill_random(seed: np.uint64, first_group: int, words: NDArray[np.uint32]) ->
         words[4 * g + 3] = np.uint32(p0)
 
 
+def _placing(most: int) -> Any:
+    """An instruction for kernels: the intervals of `LANES` values among at most `most` levels.
+
+    A table look-up takes one value at a time. Comparing with every level, and selecting all that
+    is known of the interval as one goes, takes as many values as a vector unit holds; LLVM does
+    not find this by itself, so the vectors are spelled out. Nothing in it is of one processor.
+    """
+
+    @intrinsic
+    def place(
+        context: Any,  # noqa: ARG001
+        values: Any,
+        table: Any,
+        start: Any,
+        codes: Any,
+        found: Any,
+    ) -> Any:
+        signature = types.void(values, table, start, codes, found)
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            kinds = signature.args
+            lane = context.get_value_type(kinds[0].dtype)
+            many, byte = ir.VectorType(lane, LANES), ir.IntType(8)
+            proxy: Any = cgutils.create_struct_proxy
+            data = {
+                name: proxy(kind)(context, builder, value).data
+                for name, kind, value in zip(
+                    ("values", "table", "start", "codes", "found"), kinds, arguments, strict=True
+                )
+                if isinstance(kind, types.Array)
+            }
+            first = arguments[2]
+            index = ir.IntType(64)
+            zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+
+            def entry(row: int, place: int) -> ir.Value:
+                """A number of the table in every lane."""
+                offset = ir.Constant(index, row * (MOST_PLACED + 1) + place)
+                number = builder.load(builder.gep(data["table"], [offset]))
+                one = builder.insert_element(
+                    ir.Constant(many, ir.Undefined), number, ir.Constant(ir.IntType(32), 0)
+                )
+                return builder.shuffle_vector(one, ir.Constant(many, ir.Undefined), zeros)
+
+            def at(name: str, offset: ir.Value, of: ir.Type) -> ir.Value:
+                pointer = builder.gep(data[name], [offset])
+                return builder.bitcast(pointer, of.as_pointer())
+
+            x = builder.load(at("values", first, many), align=1)
+            below, above, inverse = entry(0, 0), entry(1, 1), entry(2, 0)
+            codes_of = ir.VectorType(byte, LANES)
+            code = ir.Constant(codes_of, [0] * LANES)
+            for j in range(1, most - 1):
+                level = entry(0, j)
+                reached = builder.fcmp_ordered(">=", x, level)
+                below = builder.select(reached, level, below)
+                above = builder.select(reached, entry(1, j + 1), above)
+                inverse = builder.select(reached, entry(2, j), inverse)
+                code = builder.select(reached, ir.Constant(codes_of, [j] * LANES), code)
+            builder.store(code, at("codes", first, codes_of), align=1)
+            for row, result in enumerate((below, above, inverse)):
+                offset = builder.add(first, ir.Constant(index, row * TILE))
+                builder.store(result, at("found", offset, many), align=1)
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return place
+
+
+_place_4, _place_8, _place_16 = (_placing(most) for most in (4, 8, MOST_PLACED))
+
+
 @kernel
 def encode_blocks(
     x: NDArray[Any],
@@ -114,6 +194,8 @@ def encode_blocks(
         Out: sums[b] = (expected squared error, squared norm) of block b, in squared units.
     """
     s = levels.shape[1]
+    # For placing values at once: inner levels and infinities; levels; reciprocals.
+    table = np.empty((3, MOST_PLACED + 1), x.dtype)
     cell_count = x.dtype.type(guess.shape[1] - 1)
     filled, base = 0, 0
     for b in range(levels.shape[0]):
@@ -124,6 +206,12 @@ def encode_blocks(
         for i in range(used):
             lanes[0, i] = 0.0
             lanes[1, i] = 0.0
+        at_once = s <= MOST_PLACED and stop - start >= LANES
+        if at_once:
+            for j in range(MOST_PLACED + 1):
+                table[0, j] = levels[b, j] if j < s - 1 else np.inf
+                table[1, j] = levels[b, min(j, s - 1)]
+                table[2, j] = inverse[b, min(j, s - 2)]
         for tile in range(start, stop, TILE):
             end = min(tile + TILE, stop)
             values, code = x[tile:end], codes[tile:end]
@@ -134,35 +222,48 @@ def encode_blocks(
                 fill_random(seed, base // 4, words[: filled - base])
             drawn = words[index - base :]
 
-            if guess.shape[1] > 1:
-                low, cell_scale, row_guess = cells[b, 0], cells[b, 1], guess[b]
-                for i in range(code.size):
-                    place = (values[i] - low) * cell_scale
-                    places[i] = np.int32(min(max(place, x.dtype.type(0)), cell_count))
-                for i in range(code.size):
-                    code[i] = row_guess[places[i]]
-            else:
-                for i in range(code.size):
-                    code[i] = 0
-            if first_step == 0:
-                for j in range(1, s - 1):
-                    for i in range(code.size):
-                        code[i] += np.uint8(values[i] >= levels[b, j])
-            step = first_step
-            while step > 0:
-                ahead = inner[b, step:]
-                for i in range(code.size):
-                    k = code[i]
-                    code[i] = k + np.uint8(step) if values[i] >= ahead[k] else k
-                step //= 2
-
             below, above = found[0], found[1]
-            for i in range(code.size):
-                below[i] = levels[b, code[i]]
-            for i in range(code.size):
-                above[i] = levels[b, code[i] + np.uint64(1)]
-            for i in range(code.size):
-                found[2, i] = inverse[b, code[i]]
+            if at_once and code.size >= LANES:
+                last = code.size - LANES
+                # The last values may be placed twice, with the same result.
+                if s <= 4:
+                    for i in range(0, code.size, LANES):
+                        _place_4(values, table, min(i, last), code, found)
+                elif s <= 8:
+                    for i in range(0, code.size, LANES):
+                        _place_8(values, table, min(i, last), code, found)
+                else:
+                    for i in range(0, code.size, LANES):
+                        _place_16(values, table, min(i, last), code, found)
+            else:
+                if guess.shape[1] > 1:
+                    low, cell_scale, row_guess = cells[b, 0], cells[b, 1], guess[b]
+                    for i in range(code.size):
+                        place = (values[i] - low) * cell_scale
+                        places[i] = np.int32(min(max(place, x.dtype.type(0)), cell_count))
+                    for i in range(code.size):
+                        code[i] = row_guess[places[i]]
+                else:
+                    for i in range(code.size):
+                        code[i] = 0
+                if first_step == 0:
+                    for j in range(1, s - 1):
+                        for i in range(code.size):
+                            code[i] += np.uint8(values[i] >= levels[b, j])
+                step = first_step
+                while step > 0:
+                    ahead = inner[b, step:]
+                    for i in range(code.size):
+                        k = code[i]
+                        code[i] = k + np.uint8(step) if values[i] >= ahead[k] else k
+                    step //= 2
+                for i in range(code.size):
+                    below[i] = levels[b, code[i]]
+                for i in range(code.size):
+                    above[i] = levels[b, code[i] + np.uint64(1)]
+                for i in range(code.size):
+                    found[2, i] = inverse[b, code[i]]
+
             if scale is None:
                 for i in range(code.size):
                     p = (values[i] - below[i]) * found[2, i]
