@@ -15,9 +15,13 @@ RUN /build/bin/pip install --no-cache-dir --no-deps --require-hashes -r requirem
 RUN /build/bin/pip --python /opt/quiver/bin/python install --no-cache-dir --no-deps --require-hashes \
     -r requirements/service-${VARIANT}.txt
 COPY kernels kernels
+RUN /build/bin/pip wheel --no-deps --no-index --no-build-isolation --wheel-dir /wheels ./kernels \
+    && /build/bin/pip --python /opt/quiver/bin/python install --no-cache-dir --no-deps --no-index /wheels/quiver_kernels-*.whl
+# Machine code for two levels of x86-64, whichever this one has: a container need not compile when it starts.
+RUN /opt/quiver/bin/python -m quiver_kernels.precompile /opt/quiver/kernels
 COPY service service
-RUN /build/bin/pip wheel --no-deps --no-index --no-build-isolation --wheel-dir /wheels ./kernels ./service \
-    && /build/bin/pip --python /opt/quiver/bin/python install --no-cache-dir --no-deps --no-index /wheels/*.whl \
+RUN /build/bin/pip wheel --no-deps --no-index --no-build-isolation --wheel-dir /wheels ./service \
+    && /build/bin/pip --python /opt/quiver/bin/python install --no-cache-dir --no-deps --no-index /wheels/quiver_service-*.whl \
     && /build/bin/pip --python /opt/quiver/bin/python check
 
 FROM ${BASE_IMAGE}
@@ -36,12 +40,13 @@ ENV PATH=/opt/quiver/bin:$PATH \
     OMP_NUM_THREADS=1 \
     NUMBA_CACHE_DIR=/tmp/numba \
     CUPY_CACHE_DIR=/tmp/cupy \
+    QUIVER_PRECOMPILED_DIR=/opt/quiver/kernels \
     QUIVER_HOST=0.0.0.0 \
     QUIVER_PORT=8000
 USER 10001:10001
 WORKDIR /tmp
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=5s --start-period=180s --retries=3 \
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
     CMD ["python", "-m", "quiver_service.healthcheck"]
 ENTRYPOINT ["python", "-m", "quiver_service"]

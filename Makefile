@@ -9,12 +9,13 @@ PEERS := $(VENV)/bench
 PACKAGES := kernels service clients/python
 METADATA := $(PACKAGES:%=%/pyproject.toml)
 LOCKS := build dev service-cpu service-gpu
+AUDITED := $(wildcard requirements/service-*.txt) requirements/dev.txt
 SOURCES := kernels/quiver_kernels service/quiver_service clients/python/quiver_client
 TEST_WORKERS ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-docker demo check format bench bench-peers up down lock clean
+.PHONY: help setup serve test test-docker demo check audit sbom format bench bench-peers fuzz soak up down lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +46,14 @@ check: setup ## lint, format check, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(SOURCES)
 
+audit: setup ## look every pinned dependency up in a database of known vulnerabilities
+	@$(BIN)/python scripts/audit.py $(AUDITED)
+
+sbom: setup ## write what the images hold as CycloneDX documents: out/sbom-cpu.json, out/sbom-gpu.json
+	@mkdir -p out
+	$(BIN)/cyclonedx-py requirements requirements/service-cpu.txt --output-reproducible -o out/sbom-cpu.json
+	$(BIN)/cyclonedx-py requirements requirements/service-gpu.txt --output-reproducible -o out/sbom-gpu.json
+
 format: setup ## let the formatter and the safe fixes rewrite the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -61,7 +70,13 @@ $(PEERS)/.stamp: requirements/bench.txt | $(STAMP)
 	$(PEERS)/bin/python -m pip install --quiet --no-deps --no-compile --require-hashes -r requirements/bench.txt
 	@touch $@
 
-up: ## build and start the container, wait until it is healthy (PROFILE=gpu for a GPU)
+fuzz: setup ## break a million messages and 100,000 requests; writes its rows of docs/reliability.md
+	$(BIN)/python tests/fuzz/run.py --write $(ARGS)
+
+soak: setup ## overload, restarts, kills and a long run; writes docs/reliability.* (ARGS= names, options)
+	$(BIN)/python benchmarks/reliability/run.py --write $(ARGS)
+
+up: ## build and start the container, wait until it is healthy (PROFILE=gpu for a GPU, OBS=1 for a dashboard)
 	@scripts/compose up
 
 down: ## stop the container; remove it, its network and its volumes (the image stays)

@@ -27,7 +27,7 @@ DOCS = HERE.parent / "docs"
 DEFAULT = ("kernels",)
 # Scripts that have longer runs to offer, or tiny ones, and scripts that draw.
 WITH_FULL = ("kernels",)
-WITH_QUICK = ("paper", "peers", "real", "targets")
+WITH_QUICK = ("many_small", "paper", "peers", "real", "targets")
 WITH_IMAGES = ("paper",)
 # Scripts that want an environment of their own, which `make bench-peers` makes. Without it they
 # run in this one and say what is missing.

@@ -2,10 +2,17 @@
 
 from quiver_kernels._version import __version__
 from quiver_kernels.api import aggregate, dequantize, expected_mse, optimal_levels, quantize
-from quiver_kernels.errors import BackendUnavailable, InvalidInput, MalformedMessage, QuiverError
+from quiver_kernels.errors import (
+    BackendUnavailable,
+    InvalidInput,
+    MalformedMessage,
+    QuiverError,
+    Stopped,
+)
 from quiver_kernels.options import QuantizeOptions
 from quiver_kernels.quantized import QuantizedVector
 from quiver_kernels.sketch import Sketch
+from quiver_kernels.stopping import stopping_when
 
 __all__ = [
     "BackendUnavailable",
@@ -15,10 +22,12 @@ __all__ = [
     "QuantizedVector",
     "QuiverError",
     "Sketch",
+    "Stopped",
     "__version__",
     "aggregate",
     "dequantize",
     "expected_mse",
     "optimal_levels",
     "quantize",
+    "stopping_when",
 ]

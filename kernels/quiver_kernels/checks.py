@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from quiver_kernels.dtypes import WIRE_DTYPES, widen, wire_name
 from quiver_kernels.errors import InvalidInput
 from quiver_kernels.quantized import QuantizedVector
-
-_CHUNK = 1 << 18
+from quiver_kernels.stopping import slices
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +45,12 @@ def finite_range(x: NDArray[Any], field: str = "vector") -> Range:
         )
     flat = x.reshape(-1)
     low, high = math.inf, -math.inf
-    for start in range(0, flat.size, _CHUNK):
-        part = widen(flat[start : start + _CHUNK])
+    for piece in slices(flat.size):
+        part = widen(flat[piece])
         # NaN passes through min and max, infinities show up in them.
         least, most = float(part.min()), float(part.max())
         if not (math.isfinite(least) and math.isfinite(most)):
-            index = start + int(np.flatnonzero(~np.isfinite(part))[0])
+            index = piece.start + int(np.flatnonzero(~np.isfinite(part))[0])
             raise InvalidInput(
                 f"{field} must be finite; got {float(flat[index])} at index {index}",
                 code="non_finite",
@@ -72,14 +71,22 @@ def check_weights(x: NDArray[Any], weights: NDArray[Any] | None) -> NDArray[np.f
             field="weights",
         )
     bounds = finite_range(weights, "weights")
+    flat = weights.reshape(-1)
     if bounds.low < 0:
-        index = int(np.flatnonzero(weights.reshape(-1) < 0)[0])
+        index = next(
+            part.start + int(np.argmax(negative))
+            for part in slices(flat.size)
+            if (negative := widen(flat[part]) < 0).any()
+        )
         raise InvalidInput(
             f"weights must not be negative; got {bounds.low} (first at index {index})",
             code="invalid_weights",
             field="weights",
         )
-    return weights.reshape(-1).astype(np.float64)
+    found = np.empty(flat.size)
+    for part in slices(flat.size):
+        found[part] = flat[part]
+    return found
 
 
 def check_levels(levels: NDArray[Any], bounds: Range) -> NDArray[np.float64]:

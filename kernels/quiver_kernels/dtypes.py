@@ -18,6 +18,9 @@ WIRE_DTYPES: dict[str, np.dtype[Any]] = {
 }
 """Wire name to little-endian NumPy type; a closed set, never fed to ``np.dtype``."""
 
+# NumPy makes the name of a type anew whenever it is asked, which takes microseconds.
+_NAMES = {dtype: name for name, dtype in WIRE_DTYPES.items()}
+
 
 def from_wire(name: str, field: str = "dtype") -> np.dtype[Any]:
     """NumPy type of a wire name; `InvalidInput` for any name but the four."""
@@ -33,6 +36,9 @@ def from_wire(name: str, field: str = "dtype") -> np.dtype[Any]:
 
 def wire_name(dtype: np.dtype[Any], field: str = "vector") -> str:
     """Wire name of a NumPy floating type, whatever its byte order."""
+    known = _NAMES.get(dtype)
+    if known is not None:
+        return known
     name = dtype.name
     if name not in WIRE_DTYPES:
         raise InvalidInput(

@@ -10,7 +10,6 @@ its array to the socket without being copied into a message.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -91,11 +90,11 @@ def _header(view: memoryview, pos: int) -> tuple[int, int, int]:
     )
 
 
-def check_structure(buffer: Buffer) -> None:
+def check_structure(buffer: Buffer, max_items: int = MAX_ITEMS) -> None:
     """Refuse anything but exactly one plain MessagePack value.
 
     Refused: truncated or trailing bytes, duplicate or non-text map keys, extension
-    types, more than `MAX_DEPTH` levels, more than `MAX_ITEMS` values. Reads headers
+    types, more than `MAX_DEPTH` levels, more than `max_items` values. Reads headers
     only, O(values); ``bin`` and ``str`` payloads are skipped.
 
     Raises
@@ -105,7 +104,7 @@ def check_structure(buffer: Buffer) -> None:
     """
     view = memoryview(buffer).cast("B")
     try:
-        end = _walk(view)
+        end = _walk(view, max_items)
     except _Truncated:
         raise MalformedMessage(f"message is cut short: it ends at byte {len(view)}") from None
     if end != len(view):
@@ -115,11 +114,11 @@ def check_structure(buffer: Buffer) -> None:
         )
 
 
-def _walk(view: memoryview) -> int:
+def _walk(view: memoryview, max_items: int) -> int:
     # Each open container: [values still to come, keys seen (None for an array), key is next].
     open_containers: list[list[Any]] = []
     pos = 0
-    for _ in range(MAX_ITEMS):
+    for _ in range(max_items):
         kind, size, pos = _header(view, pos)
         container = open_containers[-1] if open_containers else None
         if container is not None and container[2]:
@@ -149,7 +148,7 @@ def _walk(view: memoryview) -> int:
         if not open_containers:
             return pos
     raise MalformedMessage(
-        f"message holds more than {MAX_ITEMS} values; send numbers as bin, not as a list"
+        f"message holds more than {max_items} values; send numbers as bin, not as a list"
     )
 
 
@@ -167,7 +166,29 @@ def _read_key(view: memoryview, kind: int, size: int, pos: int, seen: set[bytes]
     return end
 
 
-def decode_typed(buffer: Buffer, decoder: msgspec.msgpack.Decoder[T]) -> T:
+def has_few_values(buffer: Buffer, most: int) -> bool:
+    """Whether a message has at most `most` values, well formed so far; O(`most`), no errors."""
+    try:
+        _walk(memoryview(buffer).cast("B"), most)
+    except (_Truncated, MalformedMessage):
+        return False
+    return True
+
+
+def count_items(value: Buffer | msgspec.Raw) -> int | None:
+    """Entries of the map, or items of the array, that a checked value is; None for others."""
+    kind, size, _ = _header(memoryview(value), 0)
+    return size if kind in (_MAP, _ARRAY) else None
+
+
+def is_map(value: Buffer | msgspec.Raw) -> bool:
+    """Whether a checked value is a map."""
+    return _header(memoryview(value), 0)[0] == _MAP
+
+
+def decode_typed(
+    buffer: Buffer, decoder: msgspec.msgpack.Decoder[T], max_items: int = MAX_ITEMS
+) -> T:
     """Structure check, then typed decoding; ``memoryview`` fields share `buffer`'s memory.
 
     Raises
@@ -177,7 +198,12 @@ def decode_typed(buffer: Buffer, decoder: msgspec.msgpack.Decoder[T]) -> T:
     msgspec.ValidationError
         Well-formed, but not of the decoder's type.
     """
-    check_structure(buffer)
+    check_structure(buffer, max_items)
+    return decode_checked(buffer, decoder)
+
+
+def decode_checked(buffer: Buffer | msgspec.Raw, decoder: msgspec.msgpack.Decoder[T]) -> T:
+    """Typed decoding of a value whose structure was checked; errors as for `decode_typed`."""
     try:
         return decoder.decode(buffer)
     except msgspec.ValidationError:
@@ -186,13 +212,13 @@ def decode_typed(buffer: Buffer, decoder: msgspec.msgpack.Decoder[T]) -> T:
         raise MalformedMessage(f"message cannot be read: {error}") from None
 
 
-def pack(fields: Mapping[str, Any]) -> list[Segment]:
+def pack(fields: dict[str, Any]) -> list[Segment]:
     """One MessagePack map as segments; large ``memoryview`` values stay where they are.
 
     Parameters
     ----------
     fields
-        Values that msgspec can encode, nested mappings and sequences of such, and flat
+        Values that msgspec can encode, nested dicts, lists and tuples of such, and flat
         ``memoryview`` values, which become ``bin``.
 
     Returns
@@ -210,25 +236,34 @@ def pack(fields: Mapping[str, Any]) -> list[Segment]:
 
 
 def _pack_value(value: Any, head: bytearray, segments: list[Segment]) -> None:
-    if isinstance(value, Mapping):
+    if not _has_large(value):
+        # The same bytes, an order of magnitude sooner.
+        head += msgspec.msgpack.encode(value)
+    elif isinstance(value, memoryview):
+        head += _bin_header(value.nbytes)
+        segments.append(bytes(head))
+        segments.append(value)
+        head.clear()
+    elif isinstance(value, dict):
         head += _count_header(len(value), 0x80, 0xDE)
         for key, item in value.items():
             head += msgspec.msgpack.encode(key)
             _pack_value(item, head, segments)
-    elif isinstance(value, memoryview):
-        head += _bin_header(value.nbytes)
-        if value.nbytes < _INLINE_BYTES:
-            head += value
-        else:
-            segments.append(bytes(head))
-            segments.append(value)
-            head.clear()
-    elif isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray):
+    else:
         head += _count_header(len(value), 0x90, 0xDC)
         for item in value:
             _pack_value(item, head, segments)
-    else:
-        head += msgspec.msgpack.encode(value)
+
+
+def _has_large(value: Any) -> bool:
+    """Whether a view that is too large to copy is in `value`."""
+    if isinstance(value, memoryview):
+        return value.nbytes >= _INLINE_BYTES
+    if isinstance(value, dict):
+        return any(map(_has_large, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_has_large, value))
+    return False
 
 
 def _count_header(count: int, fixed: int, wide: int) -> bytes:

@@ -7,6 +7,7 @@ input of ``/dequantize`` and ``/aggregate``.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from quiver_kernels.dtypes import WIRE_DTYPES, from_wire, levels_dtype
 from quiver_kernels.errors import InvalidInput
-from quiver_kernels.framing import Buffer, Segment, decode_typed, pack
+from quiver_kernels.framing import MAX_ITEMS, Buffer, Segment, decode_typed, pack
 from quiver_kernels.options import MAX_BITS, MAX_LEVELS, MAX_SEED, MIN_BITS, MIN_LEVELS
 from quiver_kernels.packing import num_blocks, packed_size, unpack_codes
 from quiver_kernels.tensors import TensorMessage, byte_view, check_shape, tensor_fields, to_array
@@ -26,6 +27,8 @@ WIRE_VERSION = 1
 _MAX_NAME = 32
 _MAX_TIMINGS = 16
 _MAX_TEXT = 200
+# Where a type error is, in msgspec's words.
+_PLACE = re.compile(r" - at `\$\.([^`]+)`$")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -91,23 +94,7 @@ class QuantizedVector:
 
     def to_segments(self) -> list[Segment]:
         """The message in pieces, without copying levels or codes (large ones)."""
-        return pack(
-            {
-                "v": WIRE_VERSION,
-                "method": self.method,
-                "bits": self.bits,
-                "num_levels": self.num_levels,
-                "shape": list(self.shape),
-                "dtype": self.dtype,
-                "block_size": self.block_size,
-                "seed": self.seed,
-                "vnmse": self.vnmse,
-                "device": self.device,
-                "timings_ms": dict(self.timings_ms),
-                "levels": tensor_fields(self.levels, "levels"),
-                "codes": byte_view(self.codes),
-            }
-        )
+        return pack(quantized_fields(self))
 
     def to_bytes(self) -> bytes:
         """The message as one string of bytes."""
@@ -125,6 +112,25 @@ class QuantizedVector:
             A key is missing, unknown, out of range, or sizes disagree.
         """
         return from_message(decode_validated(data, _DECODER))
+
+
+def quantized_fields(q: QuantizedVector) -> dict[str, Any]:
+    """The message's map, for `framing.pack`; levels and codes are views."""
+    return {
+        "v": WIRE_VERSION,
+        "method": q.method,
+        "bits": q.bits,
+        "num_levels": q.num_levels,
+        "shape": list(q.shape),
+        "dtype": q.dtype,
+        "block_size": q.block_size,
+        "seed": q.seed,
+        "vnmse": q.vnmse,
+        "device": q.device,
+        "timings_ms": dict(q.timings_ms),
+        "levels": tensor_fields(q.levels, "levels"),
+        "codes": byte_view(q.codes),
+    }
 
 
 class QuantizedMessage(msgspec.Struct, forbid_unknown_fields=True):
@@ -148,10 +154,12 @@ class QuantizedMessage(msgspec.Struct, forbid_unknown_fields=True):
 _DECODER = msgspec.msgpack.Decoder(QuantizedMessage)
 
 
-def decode_validated(data: Buffer, decoder: msgspec.msgpack.Decoder[Any]) -> Any:
+def decode_validated(
+    data: Buffer, decoder: msgspec.msgpack.Decoder[Any], max_items: int = MAX_ITEMS
+) -> Any:
     """`decode_typed` with msgspec's type errors turned into `InvalidInput`."""
     try:
-        return decode_typed(data, decoder)
+        return decode_typed(data, decoder, max_items)
     except msgspec.ValidationError as error:
         raise schema_error(error) from None
 
@@ -166,11 +174,13 @@ def schema_error(error: msgspec.ValidationError | UnicodeEncodeError) -> Invalid
     text = str(error)
     if len(text) > _MAX_TEXT:
         text = f"{text[:_MAX_TEXT]}... ({len(text)} characters)"
+    place = _PLACE.search(text)
+    field = None if place is None else place[1]
     if "unknown field" in text:
-        return InvalidInput(text, code="unknown_key")
+        return InvalidInput(text, code="unknown_key", field=field)
     if "missing required field" in text:
-        return InvalidInput(text, code="missing_key")
-    return InvalidInput(text, code="invalid_type")
+        return InvalidInput(text, code="missing_key", field=field)
+    return InvalidInput(text, code="invalid_type", field=field)
 
 
 def from_message(m: QuantizedMessage, where: str = "") -> QuantizedVector:
@@ -265,7 +275,8 @@ def _levels(m: QuantizedMessage, size: int, where: str) -> NDArray[Any]:
         "unsupported_dtype",
     )
     levels = to_array(m.levels, name)
-    with np.errstate(over="ignore"):
+    # Values beyond the type, and signalling NaNs, are refused below.
+    with np.errstate(over="ignore", invalid="ignore"):
         decoded = levels.astype(WIRE_DTYPES[m.dtype])
     _require(
         bool(np.isfinite(decoded).all()),

@@ -2,6 +2,9 @@
 
 Counter words 0 and 1 are ``index // 4``, words 2 and 3 are 0, the key is the 64-bit
 seed, and the element takes output word ``index % 4`` (Salmon et al., SC 2011).
+
+Seeds for the vectors of a batch come from the same generator, out of counters that no
+element has: word 2 is 1.
 """
 
 from __future__ import annotations
@@ -9,10 +12,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from quiver_kernels.options import DRAWN_SEED_BITS
+
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _LOW = np.uint64(0xFFFFFFFF)
 _ROUNDS = 10
+_SEED_HIGH = np.uint64((1 << (DRAWN_SEED_BITS - 32)) - 1)
 
 
 def philox4x32(counters: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.uint32]:
@@ -29,6 +35,21 @@ def philox4x32(counters: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np
         ]
         k0, k1 = (k0 + _WEYL[0]) & 0xFFFFFFFF, (k1 + _WEYL[1]) & 0xFFFFFFFF
     return np.stack(c, axis=1).astype(np.uint32)
+
+
+def batch_seeds(seed: int, count: int) -> list[int]:
+    """Seeds for the vectors at positions ``0 .. count - 1`` of a batch with one shared `seed`.
+
+    Vectors rounded with equal seeds would have dependent errors. Each seed has 53 bits, so
+    that it stays exact in JSON and in JavaScript numbers: output words 0 and 1, the low one
+    first, without the upper 11 bits.
+    """
+    counters = np.zeros((count, 4), dtype=np.uint32)
+    counters[:, 0] = np.arange(count)
+    counters[:, 2] = 1
+    words = philox4x32(counters, (seed & 0xFFFFFFFF, seed >> 32)).astype(np.uint64)
+    seeds = words[:, 0] | (words[:, 1] & _SEED_HIGH) << np.uint64(32)
+    return [int(value) for value in seeds]
 
 
 def random_words(seed: int, start: int, count: int) -> NDArray[np.uint32]:

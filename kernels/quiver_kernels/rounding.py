@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quiver_kernels.stopping import STEP, slices
+
 _NARROW_LOW, _NARROW_HIGH = 2.0**-100, 2.0**100
 _MAX_EXPONENT = 1000
 
@@ -55,20 +57,33 @@ class RoundingTable:
 
 def rounding_table(levels: NDArray[Any]) -> RoundingTable:
     """Prepare ascending `levels`, shape (blocks, s), float32 or float64; O(blocks * s)."""
-    exact = levels.astype(np.float64)
+    blocks, s = levels.shape
+    rows = max(1, STEP // s)
     if levels.dtype == np.float32:
-        gaps = np.diff(exact, axis=1)
-        if ((gaps == 0) | ((gaps >= _NARROW_LOW) & (gaps <= _NARROW_HIGH))).all():
-            empty = np.empty((levels.shape[0], 0))
-            return RoundingTable(np.ascontiguousarray(levels), _inverse(gaps, np.float32), empty)
+        narrow = np.empty((blocks, s - 1), np.float32)
+        for part in slices(blocks, rows):
+            gaps = np.diff(levels[part].astype(np.float64), axis=1)
+            if not ((gaps == 0) | ((gaps >= _NARROW_LOW) & (gaps <= _NARROW_HIGH))).all():
+                break
+            narrow[part] = _inverse(gaps, np.float32)
+        else:
+            return RoundingTable(np.ascontiguousarray(levels), narrow, np.empty((blocks, 0)))
+    exact, inverse, scale = np.empty((blocks, s)), *(np.empty((blocks, s - 1)) for _ in range(2))
+    for part in slices(blocks, rows):
+        exact[part] = levels[part]
+        inverse[part], scale[part] = _wide(exact[part])
+    return RoundingTable(exact, inverse, scale)
+
+
+def _wide(exact: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Inverse and scale of float64 levels."""
     # Halves first: the gap of two float64 levels may exceed the largest float64.
     half_gaps = np.diff(exact * 0.5, axis=1)
     with np.errstate(over="ignore"):
         half_gaps = np.where(half_gaps > 0, half_gaps, np.diff(exact, axis=1))
     exponent = np.frexp(half_gaps)[1]
     scale = np.ldexp(1.0, np.clip(-exponent, -_MAX_EXPONENT, _MAX_EXPONENT))
-    scaled_gaps = exact[:, 1:] * scale - exact[:, :-1] * scale
-    return RoundingTable(exact, _inverse(scaled_gaps, np.float64), scale)
+    return _inverse(exact[:, 1:] * scale - exact[:, :-1] * scale, np.float64), scale
 
 
 def _inverse(gaps: NDArray[np.float64], dtype: type[np.floating[Any]]) -> NDArray[Any]:

@@ -18,6 +18,7 @@ from contextvars import ContextVar
 from typing import Generic, Protocol, TypeVar
 
 from quiver_kernels.errors import InvalidInput
+from quiver_kernels.stopping import checkpoint, current_stop, obeying
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -83,15 +84,22 @@ def run_parts(parts: Sequence[P], work: Callable[[P], R]) -> list[R]:
     ------
     Exception
         What `work` raised for the earliest part that failed; no part is begun after a failure.
+    Stopped
+        As from a `stopping.checkpoint` before every part, whoever computes it.
     """
     helpers = _helpers.get()
     if helpers is None or len(parts) < 2:
-        return [work(part) for part in parts]
+        return [_checked(work, part) for part in parts]
     shared = _Parts(parts, work)
     with helpers.lend(shared.step):
         while shared.step():
             pass
         return shared.results()
+
+
+def _checked(work: Callable[[P], R], part: P) -> R:
+    checkpoint()
+    return work(part)
 
 
 class _Started:
@@ -120,6 +128,8 @@ class _Parts(Generic[P, R]):
     def __init__(self, parts: Sequence[P], work: Callable[[P], R]) -> None:
         self._parts = parts
         self._work = work
+        # A helper has its own context: it must heed the stop of the one it helps.
+        self._should_stop = current_stop()
         self._taken = 0
         self._running = 0
         self._done: dict[int, R] = {}
@@ -135,7 +145,8 @@ class _Parts(Generic[P, R]):
             self._taken += 1
             self._running += 1
         try:
-            result = self._work(self._parts[number])
+            with obeying(self._should_stop):
+                result = _checked(self._work, self._parts[number])
         except BaseException as error:  # noqa: BLE001 - it is the caller's, whatever it is
             with self._changed:
                 self._failed[number] = error

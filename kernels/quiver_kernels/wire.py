@@ -2,23 +2,34 @@
 
 Decoding shares the memory of the buffer, checks sizes before anything is allocated,
 and never lets a text of the sender choose a type. docs/wire-format.md describes the
-messages; `quantized` holds the quantized vector's own.
+messages; `request` holds what is asked for one vector, `batch` many of them in one message,
+`quantized` the quantized vector's own.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
-import numpy as np
+from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
+from quiver_kernels import batch
+from quiver_kernels.batch import (
+    MAX_BATCH_VECTORS,
+    MAX_NAME_BYTES,
+    BatchRequest,
+    QuantizedBatch,
+    decode_batch,
+    encode_batch,
+    encode_batch_request,
+)
 from quiver_kernels.errors import InvalidInput, MalformedMessage
 from quiver_kernels.framing import Buffer, Segment, pack
-from quiver_kernels.options import DEFAULT_BINS, DEFAULT_GRID, QuantizeOptions
+from quiver_kernels.options import QuantizeOptions
 from quiver_kernels.quantized import (
     QuantizedMessage,
     QuantizedVector,
@@ -26,21 +37,50 @@ from quiver_kernels.quantized import (
     from_message,
     schema_error,
 )
-from quiver_kernels.tensors import TensorMessage, tensor_fields, to_array, vector_from_bin
+from quiver_kernels.request import (
+    MAX_LIST_NUMBERS,
+    ArrayMessage,
+    OptionsMessage,
+    QuantizeRequest,
+    VectorMessage,
+    option_fields,
+    read_request,
+)
+from quiver_kernels.tensors import TensorMessage, tensor_fields, to_array
+
+__all__ = [
+    "MAX_AGGREGATE_VECTORS",
+    "MAX_BATCH_VECTORS",
+    "MAX_LIST_NUMBERS",
+    "MAX_NAME_BYTES",
+    "MEDIA_TYPE",
+    "MEDIA_TYPES",
+    "AggregateRequest",
+    "BatchRequest",
+    "LevelsRequest",
+    "LevelsResult",
+    "QuantizeRequest",
+    "QuantizedBatch",
+    "decode_aggregate_request",
+    "decode_batch",
+    "decode_levels",
+    "decode_levels_request",
+    "decode_quantize_json",
+    "decode_quantize_request",
+    "decode_tensor",
+    "encode_aggregate_request",
+    "encode_batch",
+    "encode_batch_request",
+    "encode_levels",
+    "encode_map",
+    "encode_quantize_request",
+    "encode_tensor",
+    "quantize_request_from_raw",
+]
 
 MEDIA_TYPE = "application/vnd.msgpack"
 MEDIA_TYPES = (MEDIA_TYPE, "application/msgpack", "application/x-msgpack")
-MAX_LIST_NUMBERS = 10_000
 MAX_AGGREGATE_VECTORS = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class QuantizeRequest:
-    """A checked ``POST /quantize``: vector and weights of one shape, and options."""
-
-    vector: NDArray[Any]
-    weights: NDArray[Any] | None
-    options: QuantizeOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,38 +123,17 @@ class AggregateRequest:
     quantize: QuantizeOptions | None
 
 
-class _Options(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    bits: int | None = None
-    num_levels: int | None = None
-    method: str = "exact"
-    bins: int = DEFAULT_BINS
-    grid: str = DEFAULT_GRID
-    block_size: int | None = None
-    seed: int | None = None
-    device: str = "auto"
-
-    def checked(self) -> QuantizeOptions:
-        return QuantizeOptions.create(
-            bits=self.bits,
-            num_levels=self.num_levels,
-            method=self.method,
-            bins=self.bins,
-            grid=self.grid,
-            block_size=self.block_size,
-            seed=self.seed,
-            device=self.device,
-        )
-
-
-class _QuantizeMessage(_Options, forbid_unknown_fields=True, kw_only=True):
-    vector: TensorMessage | memoryview | list[float]
-    weights: TensorMessage | memoryview | list[float] | None = None
+class _QuantizeMessage(OptionsMessage, forbid_unknown_fields=True, kw_only=True):
+    vector: ArrayMessage | UnsetType = UNSET
+    weights: ArrayMessage | None = None
+    # Read item by item, so that errors can say which one they are about.
+    vectors: msgspec.Raw | UnsetType = UNSET
 
 
 class _AggregateMessage(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     vectors: list[QuantizedMessage | memoryview]
     weights: list[float] | None = None
-    quantize: _Options | None = None
+    quantize: OptionsMessage | None = None
 
 
 class _LevelsAnswer(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -127,6 +146,7 @@ class _LevelsAnswer(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 _QUANTIZE = msgspec.msgpack.Decoder(_QuantizeMessage)
+_VECTOR = msgspec.msgpack.Decoder(VectorMessage)
 _AGGREGATE = msgspec.msgpack.Decoder(_AggregateMessage)
 _TENSOR = msgspec.msgpack.Decoder(TensorMessage)
 _LEVELS = msgspec.msgpack.Decoder(_LevelsAnswer)
@@ -135,12 +155,13 @@ _LEVELS = msgspec.msgpack.Decoder(_LevelsAnswer)
 # -- requests, read by the service ------------------------------------------------------
 
 
-def decode_quantize_request(data: Buffer) -> QuantizeRequest:
+def decode_quantize_request(data: Buffer) -> QuantizeRequest | BatchRequest:
     """Read a MessagePack request of ``/quantize``; arrays share the memory of `data`."""
-    return _quantize_request(decode_validated(data, _QUANTIZE))
+    message: _QuantizeMessage = decode_validated(data, _QUANTIZE, batch.MAX_BATCH_ITEMS)
+    return _requested(message, message.vectors, batch.read_packed)
 
 
-def decode_quantize_json(data: Buffer) -> QuantizeRequest:
+def decode_quantize_json(data: Buffer) -> QuantizeRequest | BatchRequest:
     """Read a JSON request of ``/quantize``: short lists, or tensors with base64 data."""
     try:
         parsed = json.loads(
@@ -150,11 +171,40 @@ def decode_quantize_json(data: Buffer) -> QuantizeRequest:
         raise
     except (ValueError, RecursionError) as error:
         raise MalformedMessage(f"body is not JSON: {error}") from None
+    vectors = parsed.pop("vectors", UNSET) if isinstance(parsed, dict) else UNSET
     try:
         message = msgspec.convert(parsed, _QuantizeMessage)
     except (msgspec.ValidationError, UnicodeEncodeError) as error:
         raise schema_error(error) from None
-    return _quantize_request(message)
+    return _requested(message, vectors, batch.read_parsed)
+
+
+def _requested(
+    message: _QuantizeMessage,
+    vectors: Any,
+    read_batch: Callable[[Any, dict[str, Any]], BatchRequest],
+) -> QuantizeRequest | BatchRequest:
+    if vectors is UNSET:
+        if isinstance(message.vector, UnsetType):
+            raise InvalidInput(
+                "vector, or vectors for many, is required; got neither",
+                code="missing_key",
+                field="vector",
+            )
+        return read_request(message.vector, message.weights, message.checked())
+    if message.vector is not UNSET:
+        raise InvalidInput(
+            "vector and vectors exclude each other; got both",
+            code="invalid_option",
+            field="vectors",
+        )
+    if message.weights is not None:
+        raise InvalidInput(
+            "weights of vectors belong into their items, beside each vector; got weights for all",
+            code="invalid_option",
+            field="weights",
+        )
+    return read_batch(vectors, message.given())
 
 
 def quantize_request_from_raw(data: Buffer, query: Sequence[tuple[str, str]]) -> QuantizeRequest:
@@ -167,23 +217,22 @@ def quantize_request_from_raw(data: Buffer, query: Sequence[tuple[str, str]]) ->
             )
         given[key] = value
     try:
-        options = msgspec.convert(given, _Options, strict=False)
+        options = msgspec.convert(given, OptionsMessage, strict=False)
     except (msgspec.ValidationError, UnicodeEncodeError) as error:
         raise schema_error(error) from None
-    vector = vector_from_bin(memoryview(data).cast("B"))
-    return QuantizeRequest(_not_empty(vector), None, options.checked())
+    return read_request(memoryview(data).cast("B"), None, options.checked())
 
 
 def decode_levels_request(data: Buffer) -> LevelsRequest:
     """Read a request of ``/levels``: the keys of ``/quantize`` without ``seed``."""
-    message = decode_validated(data, _QUANTIZE)
-    if message.seed is not None:
+    message: VectorMessage = decode_validated(data, _VECTOR)
+    if message.seed is not UNSET and message.seed is not None:
         raise InvalidInput(
             "seed has no meaning for /levels: levels are not random",
             code="invalid_option",
             field="seed",
         )
-    request = _quantize_request(message)
+    request = read_request(message.vector, message.weights, message.checked())
     return LevelsRequest(request.vector, request.weights, request.options)
 
 
@@ -207,43 +256,6 @@ def _vector(item: QuantizedMessage | memoryview, index: int) -> QuantizedVector:
     if isinstance(item, memoryview):
         return QuantizedVector.from_bytes(item)
     return from_message(item, f"vectors[{index}].")
-
-
-def _quantize_request(message: _QuantizeMessage) -> QuantizeRequest:
-    vector = _array(message.vector, "vector")
-    weights = None if message.weights is None else _array(message.weights, "weights")
-    if weights is not None and weights.shape != vector.shape:
-        raise InvalidInput(
-            f"weights must have the vector's shape {list(vector.shape)}; got {list(weights.shape)}",
-            code="shape_mismatch",
-            field="weights",
-        )
-    return QuantizeRequest(_not_empty(vector), weights, message.checked())
-
-
-def _array(value: TensorMessage | memoryview | list[float], field: str) -> NDArray[Any]:
-    if isinstance(value, TensorMessage):
-        return to_array(value, field)
-    if isinstance(value, memoryview):
-        return vector_from_bin(value, field)
-    if len(value) > MAX_LIST_NUMBERS:
-        raise InvalidInput(
-            f"{field} given as a list holds at most {MAX_LIST_NUMBERS} numbers; got {len(value)}; "
-            "send a tensor or a bin",
-            code="too_many_elements",
-            field=field,
-        )
-    # A double beyond float32's range becomes infinity here and is refused as non-finite.
-    with np.errstate(over="ignore"):
-        return np.array(value, dtype=np.float64).astype(np.float32)
-
-
-def _not_empty(vector: NDArray[Any]) -> NDArray[Any]:
-    if vector.size == 0:
-        raise InvalidInput(
-            "vector must hold at least one value; got none", code="empty_vector", field="vector"
-        )
-    return vector
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -295,7 +307,7 @@ def encode_quantize_request(
     route: Literal["quantize", "levels"] = "quantize",
 ) -> list[Segment]:
     """A request of ``/quantize`` or ``/levels`` in segments, arrays uncopied."""
-    fields: dict[str, Any] = _option_fields(options)
+    fields: dict[str, Any] = option_fields(options)
     if route == "levels":
         del fields["seed"]
     if weights is not None:
@@ -314,24 +326,9 @@ def encode_aggregate_request(
     if weights is not None:
         fields["weights"] = [float(w) for w in weights]
     if quantize is not None:
-        fields["quantize"] = _option_fields(quantize)
+        fields["quantize"] = option_fields(quantize)
     fields["vectors"] = [memoryview(q.to_bytes()) for q in vectors]
     return pack(fields)
-
-
-def _option_fields(options: QuantizeOptions) -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        "num_levels": options.num_levels,
-        "method": options.method,
-        "bins": options.bins,
-        "block_size": options.block_size,
-        "seed": options.seed,
-        "device": options.device,
-    }
-    # A service older than this key refuses it, so it is left out where it says nothing new.
-    if options.grid != DEFAULT_GRID:
-        fields["grid"] = options.grid
-    return fields
 
 
 # -- answers, read by a client ----------------------------------------------------------

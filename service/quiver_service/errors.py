@@ -168,8 +168,9 @@ def problem_of(
             document[name] = value
     headers = dict(getattr(error, "headers", {}))
     if kind.status in RETRY_STATUSES:
-        document["retry_after_seconds"] = retry_after_seconds
-        headers["retry-after"] = str(retry_after_seconds)
+        # The error itself may know when there is room again.
+        seconds = headers.setdefault("retry-after", str(retry_after_seconds))
+        document["retry_after_seconds"] = int(seconds)
     if kind.status == 401:
         headers["www-authenticate"] = "Bearer"
     return Problem(kind.status, error.code, kind.reason, document, headers)

@@ -35,7 +35,10 @@ async def exchange(request: Request, operation: Operation[A, B]) -> Response:
     """Serve one request of `operation`."""
     services, context = services_of(request), context_of(request.scope)
     headers, settings = context.headers, services.settings
-    client = client_of(services.keys.check(headers), request.scope)
+    key = services.keys.check(headers)
+    if key is not None:
+        context.notes["key"] = key
+    client = client_of(key, request.scope)
     context.at_end.callback(services.quotas.enter(client, context.declared_bytes))
     services.lifecycle.check_serving()
     clock = asyncio.get_running_loop().time
@@ -52,31 +55,34 @@ async def exchange(request: Request, operation: Operation[A, B]) -> Response:
     query = _query(request.scope["query_string"], admission.media_type)
     with context.phase("receive"):
         body = await read_body(request.receive, admission.length, services.upload_limits, wish)
+    upload = Upload(body, admission.media_type, query)
+    light = admission.length <= SMALL_BYTES and operation.light(upload)
     task = Task(
         operation,
-        Upload(body, admission.media_type, query),
+        upload,
         services.engine,
         admission.lease,
         settings.max_json_bytes if wants_json(headers) else None,
     )
-    del body
+    del body, upload
     deadline = earlier(wish, Deadline.of_service(settings.deadline_seconds, clock()))
-    answer = await _compute(task, services, deadline, request.receive)
+    answer = await _compute(task, light, services, deadline, request.receive)
     _note(answer, services, context)
     admission.lease.resize(answer.length)
     return SegmentsResponse(answer.segments, answer.media_type, settings.send_idle_seconds)
 
 
 async def _compute(
-    task: Task[A, B], services: Services, deadline: Deadline, receive: Receive
+    task: Task[A, B], light: bool, services: Services, deadline: Deadline, receive: Receive
 ) -> Answer:
     """The answer, computed here if it is tiny, else in the pool.
 
-    Large requests never keep small ones waiting: those have a thread of their own. A tiny one
-    is computed at once, on the event loop: handing it to a thread would cost more.
+    A light task is looked into here. Large requests never keep small ones waiting: those have a
+    thread of their own. A tiny one is computed at once, on the event loop: handing it to a
+    thread would cost more.
     """
     small, sizes = False, services.engine.sizes
-    if task.length <= SMALL_BYTES:
+    if light:
         effort = task.prepare()
         if effort <= sizes.tiny:
             return task()

@@ -10,26 +10,35 @@ from quiver_kernels.dtypes import from_wire, levels_dtype, wire_name
 from quiver_kernels.options import QuantizeOptions
 from quiver_kernels.packing import num_blocks, packed_size
 from quiver_kernels.quantized import QuantizedVector
-from quiver_kernels.wire import AggregateRequest, LevelsRequest, QuantizeRequest
+from quiver_kernels.wire import AggregateRequest, BatchRequest, LevelsRequest, QuantizeRequest
 
-# Upper estimates for the CPU's kernels. The optimal methods sort the values as float64 and keep
-# eight arrays beside them; the dynamic programme of `accelerated` adds two 32-bit choices per
-# value and step of two levels.
-_SORTING_BYTES = 84
-_CHOICE_BYTES = {"accelerated": 4}
-# Long vectors are streamed: sums over cells, and the few values that are collected.
-_STREAMING_BYTES = 192 << 20
+# What the CPU's kernels take, measured (benchmarks/reliability/reckoning.py). Optimal levels of a
+# sorted copy, or of a vector that is gone through in passes, are searched for among cells; wherever
+# these are, they are few where levels are few.
+_SORTED_BYTES = 8
+_SEARCH_BYTES = ((8, 24 << 20), (32, 52 << 20), (256, 96 << 20))
+_SEARCH_BYTES_PER_VALUE = 300
+# The dynamic programme, which solves short blocks and `accelerated`, keeps the values as float64
+# and further arrays; `accelerated` adds two 32-bit choices per value and step of two levels.
+_PROGRAMME_BYTES = 100
+_CHOICE_BYTES = 4
 # `approx` counts into a table that spans the binades of the values' type (by its bytes), and
 # searches among cells, or makes a uniform grid.
 _COUNTING_BYTES = {4: 5 << 18, 8: 11 << 20}
 _CELL_BYTES = 384
 _GRID_BYTES = 128
-_WEIGHT_BYTES = 8
-_SORTED_WEIGHT_BYTES = 24
-# Blocks are solved in groups of about so many values.
-_GROUP_VALUES = 1 << 18
-# Level tables are made as float64, and a rounding table is derived from them.
-_TABLE_WORKING_BYTES = 40
+# Weights as float64, and once more scaled; those of sorted values twice more, with the order.
+_WEIGHT_BYTES = 16
+_SORTED_WEIGHT_BYTES = 32
+# Blocks of up to so many values times levels are solved in groups of about so much of it.
+_SMALL_WORK = 8_000
+_GROUP_WORK = 1 << 18
+# Level tables are made as float64.
+_TABLE_WORKING_BYTES = 12
+# What a message of a batch has besides its name, levels and codes, and the objects of a vector
+# while it is read, kept and written: they count where thousands of vectors are small.
+_MESSAGE_BYTES = 512
+_ITEM_BYTES = 5 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +59,17 @@ def of_quantize(request: QuantizeRequest) -> Footprint:
     dtype = wire_name(request.vector.dtype)
     return _of_quantized(
         request.vector.size, dtype, request.options, weighted=request.weights is not None
+    )
+
+
+def of_batch(request: BatchRequest) -> Footprint:
+    """Footprint of ``/quantize`` for many: outputs add up, one vector is solved at a time."""
+    needed = [of_quantize(item.request) for item in request.items]
+    names = sum(len(name.encode()) for name in request.names or ())
+    heads = _MESSAGE_BYTES * len(needed) + names
+    return Footprint(
+        output=sum(each.output for each in needed) + heads,
+        working=max(each.working for each in needed) + _ITEM_BYTES * len(needed),
     )
 
 
@@ -95,17 +115,31 @@ def _working(size: int, itemsize: int, options: QuantizeOptions, *, weighted: bo
     if weighted:
         needed += size * _WEIGHT_BYTES
     at_once = min(size, options.block_size or size)
+    if options.num_levels == 2 and options.block_size is None:
+        return needed
     if options.sorts(at_once):
-        sorted_at_once = size
-        if options.block_size is not None:
-            sorted_at_once = min(size, max(options.block_size, _GROUP_VALUES))
-        per_value = _SORTING_BYTES + _CHOICE_BYTES.get(options.method, 0) * options.num_levels
-        needed += sorted_at_once * (per_value + (_SORTED_WEIGHT_BYTES if weighted else 0))
-    elif options.method == "exact":
-        needed += _STREAMING_BYTES
+        return needed + _sorted(size, at_once, options, weighted=weighted)
+    if options.method == "exact":
+        needed += _search(at_once, options)
     elif options.method == "approx" and not options.spaces_evenly:
         needed += _COUNTING_BYTES[itemsize] * (2 if weighted else 1)
-        needed += min(_CELL_BYTES * options.bins, _SORTING_BYTES * at_once)
+        needed += min(_CELL_BYTES * options.bins, _PROGRAMME_BYTES * at_once)
     elif options.method == "approx":
         needed += _GRID_BYTES * options.bins
     return needed
+
+
+def _sorted(size: int, at_once: int, options: QuantizeOptions, *, weighted: bool) -> int:
+    """Bytes for optimal levels of sorted values; `at_once` share a table."""
+    weights = _SORTED_WEIGHT_BYTES if weighted else 0
+    accelerated = options.method == "accelerated"
+    if accelerated or at_once * options.num_levels <= _SMALL_WORK:
+        values = min(size, max(at_once, _GROUP_WORK // options.num_levels))
+        choices = _CHOICE_BYTES * options.num_levels if accelerated else 0
+        return values * (_PROGRAMME_BYTES + choices + weights)
+    return at_once * (_SORTED_BYTES + weights) + _search(at_once, options)
+
+
+def _search(values: int, options: QuantizeOptions) -> int:
+    most = next(amount for levels, amount in _SEARCH_BYTES if options.num_levels <= levels)
+    return min(most, _SEARCH_BYTES_PER_VALUE * values)

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from quiver_service.settings import Settings, SettingsError, load_settings
+from quiver_service.tls import probe_context
 
 _TIMEOUT_SECONDS = 3.0
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
@@ -28,13 +29,18 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def is_ready(settings: Settings, timeout: float = _TIMEOUT_SECONDS) -> bool:
-    """Whether ``GET /readyz`` of the service with these settings answers 200."""
+    """Whether ``GET /readyz`` of the service with these settings answers 200.
+
+    Raises
+    ------
+    SettingsError
+        The client certificate of the settings cannot be used.
+    """
     connection: http.client.HTTPConnection
     if settings.uds is not None:
         connection = _UnixConnection(settings.uds, timeout)
     else:
-        host = _WILDCARDS.get(settings.host, settings.host)
-        connection = http.client.HTTPConnection(host, settings.port, timeout=timeout)
+        connection = _tcp_connection(settings, timeout)
     try:
         connection.request("GET", "/readyz")
         return connection.getresponse().status == http.client.OK
@@ -42,6 +48,15 @@ def is_ready(settings: Settings, timeout: float = _TIMEOUT_SECONDS) -> bool:
         return False
     finally:
         connection.close()
+
+
+def _tcp_connection(settings: Settings, timeout: float) -> http.client.HTTPConnection:
+    host = _WILDCARDS.get(settings.host, settings.host)
+    if settings.tls_cert_file is None:
+        return http.client.HTTPConnection(host, settings.port, timeout=timeout)
+    return http.client.HTTPSConnection(
+        host, settings.port, timeout=timeout, context=probe_context(settings)
+    )
 
 
 def main() -> int:

@@ -9,13 +9,16 @@ from typing import Any, Generic, TypeVar
 from numpy.typing import NDArray
 
 from quiver_kernels import wire
-from quiver_kernels.framing import Segment
+from quiver_kernels.framing import Segment, has_few_values
 from quiver_kernels.quantized import QuantizedVector
 from quiver_kernels.wire import MEDIA_TYPES
 from quiver_service import effort, footprint
 from quiver_service.engine import Engine
 from quiver_service.footprint import Footprint
 from quiver_service.negotiation import JSON, OCTETS
+
+_LIGHT_VALUES = 256
+_LIGHT_TEXT = 1024
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -39,6 +42,15 @@ class Work:
     size: int
 
 
+def is_light(upload: Upload) -> bool:
+    """Whether a body has few values: a raw one, a short text, or a message of few values."""
+    if upload.media_type == OCTETS:
+        return True
+    if upload.media_type == JSON:
+        return len(upload.body) <= _LIGHT_TEXT
+    return has_few_values(upload.body, _LIGHT_VALUES)
+
+
 @dataclass(frozen=True, slots=True)
 class Operation(Generic[A, B]):
     """One operation: how its request is read, computed and answered.
@@ -54,6 +66,9 @@ class Operation(Generic[A, B]):
         to segments.
     describe
         Request and result to what is counted.
+    light
+        Whether a body is read in a fraction of a millisecond, told without reading it: a
+        few kilobytes can hold thousands of vectors.
     """
 
     media_types: tuple[str, ...]
@@ -64,6 +79,7 @@ class Operation(Generic[A, B]):
     compute: Callable[[Engine, A], B]
     encode: Callable[[B], list[Segment]]
     describe: Callable[[A, B], Work]
+    light: Callable[[Upload], bool] = is_light
 
 
 Asked = wire.QuantizeRequest | wire.BatchRequest

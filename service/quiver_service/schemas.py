@@ -26,7 +26,13 @@ from quiver_kernels.options import (
 )
 from quiver_kernels.quantized import WIRE_VERSION
 from quiver_kernels.tensors import MAX_DIMENSIONS
-from quiver_kernels.wire import MAX_AGGREGATE_VECTORS, MAX_LIST_NUMBERS, MEDIA_TYPES
+from quiver_kernels.wire import (
+    MAX_AGGREGATE_VECTORS,
+    MAX_BATCH_VECTORS,
+    MAX_LIST_NUMBERS,
+    MAX_NAME_BYTES,
+    MEDIA_TYPES,
+)
 from quiver_service.errors import ERROR_KINDS
 from quiver_service.negotiation import JSON, OCTETS, PROBLEM_JSON
 
@@ -79,17 +85,17 @@ def _array_of(what: str) -> Json:
 
 _OPTIONS: Json = {
     "bits": {
-        "type": "integer",
+        "type": ["integer", "null"],
         "minimum": MIN_BITS,
         "maximum": MAX_BITS,
         "default": DEFAULT_BITS,
-        "description": "Bits per code: 2^bits levels. Excludes `num_levels`.",
+        "description": "Bits per code: 2^bits levels. Excludes `num_levels`; null: not given.",
     },
     "num_levels": {
-        "type": "integer",
+        "type": ["integer", "null"],
         "minimum": MIN_LEVELS,
         "maximum": MAX_LEVELS,
-        "description": "Levels per table, instead of `bits`.",
+        "description": "Levels per table, instead of `bits`; null: not given.",
     },
     "method": {
         "type": "string",
@@ -174,6 +180,27 @@ _QUANTIZED_KEYS: Json = {
 }
 
 
+def _many(item: Json, what: str) -> Json:
+    """A list of items, or a map of them by name."""
+    return {
+        "description": what,
+        "anyOf": [
+            {"type": "array", "items": item, "minItems": 1, "maxItems": MAX_BATCH_VECTORS},
+            {
+                "type": "object",
+                "additionalProperties": item,
+                "propertyNames": {
+                    "minLength": 1,
+                    "maxLength": MAX_NAME_BYTES,
+                    "description": f"At most {MAX_NAME_BYTES} bytes of UTF-8.",
+                },
+                "minProperties": 1,
+                "maxProperties": MAX_BATCH_VECTORS,
+            },
+        ],
+    }
+
+
 def _object(description: str, properties: Json, required: Sequence[str]) -> Json:
     return {
         "type": "object",
@@ -198,18 +225,42 @@ _TENSOR = _object(
     ["dtype", "shape", "data"],
 )
 _LEVEL_OPTIONS = {name: option for name, option in _OPTIONS.items() if name != "seed"}
+_VECTOR = _array_of("What to quantize; finite, at least one value.")
+_WEIGHTS = _array_of("Importance of each value: the vector's shape, not negative; null: equal.")
+_WEIGHTS["anyOf"].append({"type": "null"})
 _REQUIRED_QUANTIZED = [name for name in _QUANTIZED_KEYS if name not in {"device", "timings_ms"}]
 
 COMPONENTS: Json = {
     "Tensor": _TENSOR,
     "Options": _object("What may be chosen about one quantization.", _OPTIONS, []),
-    "QuantizeRequest": _object(
-        "Body of `/quantize`.",
-        {
-            "vector": _array_of("What to quantize; finite, at least one value."),
-            **_OPTIONS,
-            "weights": _array_of("Importance of each value: the vector's shape, not negative."),
-        },
+    "QuantizeRequest": {
+        **_object(
+            "Body of `/quantize`: one `vector`, or many `vectors`.",
+            {
+                "vector": _VECTOR,
+                **_OPTIONS,
+                "weights": _WEIGHTS,
+                "vectors": _many(
+                    _ref("BatchItem"),
+                    "Many vectors, by name or in a list. The options beside it hold for all of "
+                    "them, but for those that an item has itself; a `seed` gives each vector a "
+                    "seed of its own, derived from it and the vector's position.",
+                ),
+            },
+            [],
+        ),
+        "oneOf": [
+            {"required": ["vector"]},
+            {"required": ["vectors"], "properties": {"weights": {"type": "null"}}},
+        ],
+    },
+    "BatchItem": {
+        "description": "A vector, or a map of a vector, its weights and options of its own.",
+        "anyOf": [_ref("Tensor"), _BIN, _NUMBERS, _ref("VectorRequest")],
+    },
+    "VectorRequest": _object(
+        "A vector with options of its own. `bits` or `num_levels` replaces either.",
+        {"vector": _VECTOR, **_OPTIONS, "weights": _WEIGHTS},
         ["vector"],
     ),
     "LevelsRequest": _object(
@@ -217,7 +268,7 @@ COMPONENTS: Json = {
         {
             "vector": _array_of("What to choose levels for; finite, at least one value."),
             **_LEVEL_OPTIONS,
-            "weights": _array_of("Importance of each value: the vector's shape, not negative."),
+            "weights": _WEIGHTS,
         },
         ["vector"],
     ),
@@ -225,6 +276,15 @@ COMPONENTS: Json = {
         "Self-contained and storable; what `/dequantize` and `/aggregate` take.",
         _QUANTIZED_KEYS,
         _REQUIRED_QUANTIZED,
+    ),
+    "QuantizedBatch": _object(
+        "Answer of `/quantize` for many vectors: a list for a list, a map for a map, in the "
+        "order sent.",
+        {
+            "v": {"const": WIRE_VERSION, "description": "Version of the message."},
+            "vectors": _many(_ref("QuantizedVector"), "Each as if it had been sent alone."),
+        },
+        ["v", "vectors"],
     ),
     "LevelsResult": _object(
         "Answer of `/levels`.",
@@ -316,7 +376,7 @@ COMPONENTS: Json = {
             "bits": _ref("Range"),
             "num_levels": _ref("Range"),
             "bins": _ref("Range"),
-            "limits": {"type": "object", "additionalProperties": {"type": "number"}},
+            "limits": {"type": "object", "additionalProperties": {"type": ["number", "null"]}},
             "defaults": {"type": "object"},
         },
     },
@@ -359,8 +419,16 @@ _EXAMPLE_QUANTIZED = {
 }
 
 
-def _example(text: str, value: Json) -> Json:
-    return {"example": {"summary": text, "value": value}}
+_EXAMPLE_MANY = {
+    "vectors": {"weight": _EXAMPLE_TENSOR, "bias": {"vector": _EXAMPLE_TENSOR, "bits": 8}},
+    "bits": 2,
+    "seed": 7,
+}
+
+
+def _example(text: str, value: Json, **more: Json) -> Json:
+    """An example, and others by name, each a summary and a value."""
+    return {"example": {"summary": text, "value": value}, **more}
 
 
 def _messages(schema: Json, examples: Json) -> Json:
@@ -421,12 +489,20 @@ def _json(description: str, schema: Json) -> Json:
     return {"description": description, "content": {JSON: {"schema": schema}}}
 
 
+def _in_query(option: Json) -> Json:
+    """An option as a query string has it: there is no null there."""
+    if not isinstance(option["type"], list):
+        return option
+    kind, _ = option["type"]
+    return {name: item for name, item in option.items() if item is not None} | {"type": kind}
+
+
 _RAW_PARAMETERS = [
     {
         "name": name,
         "in": "query",
         "required": False,
-        "schema": schema,
+        "schema": _in_query(schema),
         "description": f"Only with `{OCTETS}`: {schema['description']}",
     }
     for name, schema in _OPTIONS.items()
@@ -437,12 +513,21 @@ QUANTIZE = _operation(
         {
             **_messages(
                 _ref("QuantizeRequest"),
-                _example("Four values, 2 bits", {"vector": _EXAMPLE_TENSOR, "bits": 2, "seed": 7}),
+                _example(
+                    "Four values, 2 bits",
+                    {"vector": _EXAMPLE_TENSOR, "bits": 2, "seed": 7},
+                    many={"summary": "Two vectors by name", "value": _EXAMPLE_MANY},
+                ),
             ),
             JSON: {
                 "schema": _ref("QuantizeRequest"),
                 "examples": _example(
-                    "A short list", {"vector": [0.0, 1.0, 2.0, 3.0], "bits": 2, "seed": 7}
+                    "A short list",
+                    {"vector": [0.0, 1.0, 2.0, 3.0], "bits": 2, "seed": 7},
+                    many={
+                        "summary": "Two short lists",
+                        "value": {"vectors": [[0.0, 1.0], [2.0, 3.0, 4.0]], "bits": 2, "seed": 7},
+                    },
                 ),
             },
             OCTETS: {
@@ -454,9 +539,19 @@ QUANTIZE = _operation(
         }
     ),
     _answer(
-        "The quantized vector.",
-        _ref("QuantizedVector"),
-        _example("Four values, 2 bits", _EXAMPLE_QUANTIZED),
+        "The quantized vector; or those of many `vectors`.",
+        {"anyOf": [_ref("QuantizedVector"), _ref("QuantizedBatch")]},
+        _example(
+            "Four values, 2 bits",
+            _EXAMPLE_QUANTIZED,
+            many={
+                "summary": "Two vectors by name",
+                "value": {
+                    "v": 1,
+                    "vectors": {"weight": _EXAMPLE_QUANTIZED, "bias": _EXAMPLE_QUANTIZED},
+                },
+            },
+        ),
     ),
     parameters=_RAW_PARAMETERS,
 )

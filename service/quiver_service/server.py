@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import functools
+import asyncio
 import os
 import signal
 import socket
+import ssl
 import stat
 import sys
 import time
@@ -13,20 +14,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
+from quiver_kernels import precompiled
 from quiver_service.app import create_app
+from quiver_service.auth import SHORT_KEY, check_exposure, is_local
 from quiver_service.heap import keep_heap
 from quiver_service.lifecycle import Phase
 from quiver_service.logs import configure_standard_logging
-from quiver_service.protocol import GuardedProtocol
+from quiver_service.protocol import LINGER_SECONDS, GuardedProtocol
 from quiver_service.services import Services
 from quiver_service.settings import Settings
+from quiver_service.tls import server_context
 
 _BACKLOG = 2048
+_STARTUP_FAILURE = 3
 
 
 def run(settings: Settings, app: FastAPI | None = None) -> int:
@@ -47,7 +52,15 @@ def run(settings: Settings, app: FastAPI | None = None) -> int:
     -------
     int
         Exit code: 0 after a drain, 1 if the service could not start.
+
+    Raises
+    ------
+    SettingsError
+        Strangers could connect and nothing asks who they are, or a file that a setting
+        names cannot be used.
     """
+    check_exposure(settings)
+    encryption = server_context(settings)
     keep_heap()
     configure_standard_logging(settings.log_level)
     try:
@@ -55,14 +68,16 @@ def run(settings: Settings, app: FastAPI | None = None) -> int:
     except OSError as error:
         sys.stderr.write(f"QUIVER cannot listen on {_place(settings)}: {error.strerror or error}\n")
         return 1
+    # Before anything imports Numba.
+    choice = None
+    if settings.precompiled_dir is not None:
+        choice = precompiled.offer(settings.precompiled_dir, os.environ)
     app = create_app(settings) if app is None else app
-    server = QuiverServer(app, settings, listener)
+    server = QuiverServer(app, settings, listener, encryption)
     services: Services = app.state.services
-    if not services.keys.digests and not _is_local(settings):
-        services.logger.warning(
-            "no keys are set and the address is not local: whoever reaches it may use it",
-            host=settings.host,
-        )
+    if choice is not None:
+        services.logger.info("precompiled kernels", target=choice.level, reason=choice.reason)
+    _warn(services)
     try:
         server.run(sockets=None if listener is None else [listener])
     finally:
@@ -82,14 +97,23 @@ class QuiverServer(uvicorn.Server):
         See `Settings`.
     listener
         The bound socket; None: a Unix socket of the settings.
+    encryption
+        Makes it HTTPS; None: HTTP.
     """
 
-    def __init__(self, app: FastAPI, settings: Settings, listener: socket.socket | None) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        settings: Settings,
+        listener: socket.socket | None,
+        encryption: ssl.SSLContext | None = None,
+    ) -> None:
         super().__init__(_config(app, settings))
         services: Services = app.state.services
         self._lifecycle = services.lifecycle
         self._settings = settings
         self._listener = listener
+        self._encryption = encryption
         self._announced = False
         self._stop_at: float | None = None
         self.exit_code = 0
@@ -113,6 +137,43 @@ class QuiverServer(uvicorn.Server):
         self._lifecycle.mark_draining()
         self._stop_at = time.monotonic() + self._settings.drain_seconds
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen; uvicorn's own gives a TLS handshake a minute."""
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            sys.exit(_STARTUP_FAILURE)
+        loop, config, path = asyncio.get_running_loop(), self.config, self._settings.uds
+        if path is not None:
+            server = await loop.create_unix_server(
+                self._protocol, path=str(path), backlog=config.backlog
+            )
+            # Whoever may enter its folder may connect.
+            path.chmod(0o666)
+            self.servers = [server]
+        else:
+            self.servers = [await self._serve_tcp(listener) for listener in sockets or ()]
+        self.started = True
+
+    async def _serve_tcp(self, listener: socket.socket) -> asyncio.Server:
+        encrypted: dict[str, Any] = {}
+        if self._encryption is not None:
+            encrypted = {
+                "ssl": self._encryption,
+                "ssl_handshake_timeout": self._settings.header_seconds,
+                "ssl_shutdown_timeout": LINGER_SECONDS,
+            }
+        return await asyncio.get_running_loop().create_server(
+            self._protocol, sock=listener, backlog=self.config.backlog, **encrypted
+        )
+
+    def _protocol(self) -> GuardedProtocol:
+        return GuardedProtocol(
+            header_seconds=self._settings.header_seconds,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+
     async def on_tick(self, counter: int) -> bool:
         """Say when ready, and stop when drained; ten times a second."""
         phase = self._lifecycle.phase
@@ -131,16 +192,15 @@ class QuiverServer(uvicorn.Server):
     def _address(self) -> str:
         if self._listener is None:
             return f"unix://{self._settings.uds}"
+        scheme = "http" if self._encryption is None else "https"
         host, port = self._listener.getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
-    protocol: Any = functools.partial(GuardedProtocol, header_seconds=settings.header_seconds)
     return uvicorn.Config(
         app,
-        uds=None if settings.uds is None else str(settings.uds),
-        http=cast("type[GuardedProtocol]", protocol),
+        http=GuardedProtocol,
         ws="none",
         lifespan="on",
         log_config=None,
@@ -178,6 +238,8 @@ def _clear_stale(path: Path) -> None:
         if not stat.S_ISSOCK(path.stat().st_mode):
             raise FileExistsError(0, "a file that is no socket is there")
     except FileNotFoundError:
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise PermissionError(0, "its folder is not there or not to be written to") from None
         return
     with socket.socket(socket.AF_UNIX) as probe:
         try:
@@ -188,8 +250,22 @@ def _clear_stale(path: Path) -> None:
     raise FileExistsError(0, "another process listens there")
 
 
-def _is_local(settings: Settings) -> bool:
-    return settings.uds is not None or settings.host in {"127.0.0.1", "::1", "localhost"}
+def _warn(services: Services) -> None:
+    settings, keys = services.settings, services.keys
+    guarded = keys.digests or settings.tls_client_ca_file is not None
+    if not guarded and not is_local(settings):
+        services.logger.warning(
+            "no keys are set and the address is not local: whoever reaches it may use it",
+            host=settings.host,
+        )
+    if keys.digests and settings.tls_cert_file is None and not is_local(settings):
+        services.logger.warning(
+            "keys travel unencrypted unless a proxy in front speaks TLS", host=settings.host
+        )
+    if keys.short:
+        services.logger.warning(
+            "keys that are short can be guessed", keys=keys.short, characters_below=SHORT_KEY
+        )
 
 
 def _place(settings: Settings) -> str:

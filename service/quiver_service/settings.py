@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    DirectoryPath,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from quiver_service import machine
@@ -123,9 +131,67 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = Field(
         None, description="File of accepted bearer tokens, one a line, in place of api_keys."
     )
+    protect_all: bool = Field(
+        False, description="Ask for a key everywhere but at the probes: metrics, info, docs, too."
+    )
+    allow_insecure: bool = Field(
+        False, description="Listen beyond this machine without keys or client certificates."
+    )
+    tls_cert_file: Path | None = Field(
+        None, description="Certificate chain (PEM); with it the service speaks HTTPS only."
+    )
+    tls_key_file: Path | None = Field(
+        None, description="Private key of the certificate (PEM, without a pass phrase)."
+    )
+    tls_client_ca_file: Path | None = Field(
+        None,
+        description="Authorities (PEM); clients must then show a certificate of one of them.",
+    )
+    healthcheck_cert_file: Path | None = Field(
+        None,
+        description="Client certificate (PEM) of the health check, for tls_client_ca_file.",
+    )
+    healthcheck_key_file: Path | None = Field(
+        None, description="Private key of healthcheck_cert_file (PEM)."
+    )
+    quota_requests_per_second: float | None = Field(
+        None, gt=0, le=1e6, description="Requests one client may make on average; more: 429."
+    )
+    quota_burst: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="Requests one client may make at once. Default: a second's worth.",
+    )
+    quota_bytes: int | None = Field(
+        None,
+        ge=1024,
+        description="Bytes of bodies one client may have in flight; more: 429, one greater "
+        "body: 413.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least level of log lines; one line per request is info."
     )
+    log_requests_per_second: int = Field(
+        1000,
+        ge=0,
+        le=1_000_000,
+        description="Lines per second for requests that succeeded; the others are counted in one.",
+    )
+    traces: bool = Field(
+        False,
+        description="Send an OpenTelemetry span per request, as the OTEL_* names say; needs "
+        "quiver-service[otel].",
+    )
+    precompiled_dir: DirectoryPath | None = Field(
+        None, description="Folder of kernels compiled in advance; the image brings one."
+    )
+
+    @field_validator("precompiled_dir", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: Any) -> Any:
+        # So that the image's own can be taken away.
+        return None if value == "" else value
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -141,7 +207,22 @@ class Settings(BaseSettings):
             )
         if self.api_keys is not None and self.api_keys_file is not None:
             raise ValueError("api_keys and api_keys_file exclude each other")
+        if self.protect_all and self.api_keys is None and self.api_keys_file is None:
+            raise ValueError("protect_all needs api_keys or api_keys_file")
+        if self.quota_burst is not None and self.quota_requests_per_second is None:
+            raise ValueError("quota_burst needs quota_requests_per_second")
+        self._check_tls()
         return self
+
+    def _check_tls(self) -> None:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("tls_cert_file and tls_key_file need each other")
+        if self.tls_client_ca_file is not None and self.tls_cert_file is None:
+            raise ValueError("tls_client_ca_file needs tls_cert_file")
+        if (self.healthcheck_cert_file is None) != (self.healthcheck_key_file is None):
+            raise ValueError("healthcheck_cert_file and healthcheck_key_file need each other")
+        if self.tls_cert_file is not None and self.uds is not None:
+            raise ValueError("tls_cert_file and uds exclude each other: a Unix socket has no TLS")
 
 
 def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
@@ -189,11 +270,20 @@ def unknown_names(environ: Mapping[str, str]) -> list[str]:
     )
 
 
+# In the text of a rule; single words would be found in its prose as well.
+_ENVIRONMENT_NAMES = re.compile(
+    rf"\b({'|'.join(name for name in Settings.model_fields if '_' in name)}|uds)\b"
+)
+
+
 def _line(item: Mapping[str, Any]) -> str:
     location = item["loc"]
     if not location:
         # A rule between settings: its text names them.
-        return str(item["msg"]).removeprefix("Value error, ")
+        return _ENVIRONMENT_NAMES.sub(
+            lambda found: f"{PREFIX}{found[0].upper()}",
+            str(item["msg"]).removeprefix("Value error, "),
+        )
     name = f"{PREFIX}{str(location[0]).upper()}"
     secret = "API_KEYS" in name
     got = "" if secret else f"; got {str(item.get('input'))[:80]!r}"

@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from quiver_kernels.claims import granted_by
 from quiver_kernels.framing import Segment
 from quiver_kernels.quantized import QuantizedVector
 from quiver_kernels.wire import MEDIA_TYPE
@@ -72,6 +73,8 @@ class Task(Generic[A, B]):
         self._max_json_bytes = max_json_bytes
         self._request: A | None = None
         self._decoding = 0.0
+        self._needed = 0
+        self._extra = 0
         self._submitted = time.perf_counter()
 
     @property
@@ -98,7 +101,8 @@ class Task(Generic[A, B]):
         operation, queued = self._operation, time.perf_counter() - self._submitted
         request = self._decode() if self._request is None else self._request
         decoded = time.perf_counter()
-        result = operation.compute(self._engine, request)
+        with granted_by(self._grow):
+            result = operation.compute(self._engine, request)
         computed = time.perf_counter()
         segments, media_type = self._encode(_with_queue_time(result, queued))
         phases = {
@@ -113,10 +117,18 @@ class Task(Generic[A, B]):
         begun = time.perf_counter()
         request = self._operation.decode(self._upload)
         needed = self._operation.footprint(request)
-        self.lease.resize(self.length + needed.total)
+        self._needed = self.length + needed.total
+        self.lease.resize(self._needed)
+        self._extra = 0
         self._request = request
         self._decoding = time.perf_counter() - begun
         return request
+
+    def _grow(self, extra: int) -> None:
+        """Book memory that only the values themselves make necessary."""
+        if extra != self._extra:
+            self.lease.resize(self._needed + extra)
+            self._extra = extra
 
     def _encode(self, result: B) -> tuple[list[Segment], str]:
         segments = self._operation.encode(result)

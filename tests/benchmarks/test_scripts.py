@@ -75,3 +75,22 @@ def test_exact_levels_are_best_on_real_vectors(tmp_path: Path):
     for result in results:
         least = min(result["vnmse"].values())
         assert result["vnmse"]["ours, exact"] <= least * (1 + 1e-5) + 1e-15
+
+
+def test_many_small_vectors_are_cheaper_together(tmp_path: Path):
+    printed, results = run("many_small", tmp_path)
+
+    rates = {(r["method"], r["batch"]): r for r in results["rates"]}
+    assert set(rates) == {(m, b) for m in ("exact", "uniform") for b in (1, 16, 256)}
+    for method in ("exact", "uniform"):
+        # Of processor time, which others on the machine do not change.
+        single, large = rates[method, 1], rates[method, 256]
+        assert 0 < large["server_cpu_us"] < single["server_cpu_us"]
+        assert single["vectors_per_second"] > 0
+    for part, bound in zip(results["parts"], results["bounds"], strict=True):
+        assert min(part["phases"].values()) >= 0
+        assert part["phases"]["kernel"] > 0
+        assert 0 < bound["blocked"] < bound["call"]
+        saved = bound["hop"] + bound["call"] - bound["blocked"]
+        assert bound["gain"] == pytest.approx(saved / max(bound["cpu"] - saved, 1.0))
+    assert printed.count("| exact |") == 5

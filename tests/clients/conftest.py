@@ -133,7 +133,11 @@ def _read_head(sock: socket.socket) -> Exchange | None:
 
 def quantized(body: bytes) -> QuantizedVector:
     """A valid, if poor, answer to a quantize request: nearest of equally spaced levels."""
-    request = wire.decode_quantize_request(body)
+    return poorly_quantized(wire.decode_quantize_request(body))
+
+
+def poorly_quantized(request: Any) -> QuantizedVector:
+    """The answer to one vector."""
     options = request.options
     x = np.asarray(request.vector, dtype=np.float32)
     levels = np.linspace(x.min(), x.max(), options.num_levels, dtype=np.float32)
@@ -160,6 +164,17 @@ class Steps:
     def ok(exchange: Exchange) -> bool:
         """Take the whole request and answer it well."""
         exchange.reply(200, quantized(exchange.read_body()).to_bytes())
+        return True
+
+    @staticmethod
+    def many(exchange: Exchange, names: tuple[str, ...] | None = None) -> bool:
+        """Take a request of many vectors and answer it well, or with other names."""
+        batch = wire.decode_quantize_request(exchange.read_body())
+        assert isinstance(batch, wire.BatchRequest)
+        names = names or batch.names
+        items = batch.items if names is None else batch.items[: len(names)]
+        vectors = tuple(poorly_quantized(item.request) for item in items)
+        exchange.reply(200, b"".join(wire.encode_batch(wire.QuantizedBatch(vectors, names))))
         return True
 
     @staticmethod

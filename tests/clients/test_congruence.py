@@ -12,6 +12,7 @@ import pytest
 
 from quiver_client import AsyncClient, QuantizedVector, QuantizeOptions, connect, errors
 from quiver_kernels.options import GRIDS
+from quiver_kernels.rng import batch_seeds
 
 RNG = np.random.default_rng(5)
 VECTOR = RNG.lognormal(size=3000).astype(np.float32)
@@ -96,6 +97,86 @@ def test_every_dtype_round_trips(clients: list[Any], dtype: Any) -> None:
 @pytest.mark.parametrize("x", [[1, 2, 3], 2.5, np.arange(20)[::2], VECTOR.astype(">f4")])
 def test_whatever_is_an_array(clients: list[Any], x: Any) -> None:
     same_vectors([client.quantize(x, seed=1) for client in clients])
+
+
+MANY = {
+    "w": VECTOR.reshape(30, 100),
+    "b": OTHER[:7],
+    "half": OTHER.astype(np.float16),
+    "list": [1, 2],
+}
+OWN = {
+    "b": {"num_levels": 5, "weights": np.abs(OTHER[:7])},
+    "half": {"method": "uniform", "seed": 2**64 - 1},
+}
+
+
+def options_of(name: str, shared: dict[str, Any]) -> dict[str, Any]:
+    own = OWN.get(name, {})
+    if "num_levels" in own:
+        shared = {key: value for key, value in shared.items() if key != "bits"}
+    return {**shared, **own}
+
+
+@pytest.mark.parametrize("shared", [{}, {"bits": 3, "method": "approx", "block_size": 50}])
+def test_quantize_many(clients: list[Any], shared: dict[str, Any]) -> None:
+    seeds = dict(zip(MANY, batch_seeds(9, len(MANY)), strict=True))
+    positions = {number: OWN[name] for number, name in enumerate(MANY) if name in OWN}
+    for client in clients:
+        named = client.quantize_many(MANY, seed=9, per_vector=OWN, **shared)
+        listed = client.quantize_many(list(MANY.values()), seed=9, per_vector=positions, **shared)
+        assert list(named) == list(MANY)
+        assert isinstance(listed, list)
+        for (name, x), other in zip(MANY.items(), listed, strict=True):
+            alone = client.quantize(x, **{"seed": seeds[name], **options_of(name, shared)})
+            same_vectors(
+                [
+                    named[name],
+                    other,
+                    alone,
+                    clients[0].quantize_many(MANY, seed=9, per_vector=OWN, **shared)[name],
+                ]
+            )
+            np.testing.assert_array_equal(client.dequantize(other), client.dequantize(alone))
+
+
+def test_quantize_many_draws_different_seeds(clients: list[Any]) -> None:
+    for client in clients:
+        found = client.quantize_many([VECTOR, VECTOR]) + client.quantize_many([VECTOR])
+        assert len({q.seed for q in found}) == 3
+
+
+@pytest.mark.parametrize(
+    ("vectors", "named", "field"),
+    [
+        ([], {}, "vectors"),
+        ({}, {}, "vectors"),
+        ({"": VECTOR}, {}, "vectors"),
+        ({"n" * 257: VECTOR}, {}, "vectors"),
+        ({3: VECTOR}, {}, "vectors"),
+        ([VECTOR], {"bits": 9}, "bits"),
+        ([VECTOR], {"per_vector": {1: {}}}, "per_vector"),
+        ({"a": VECTOR}, {"per_vector": {0: {}}}, "per_vector"),
+        ([VECTOR], {"per_vector": {0: {"bits": 9}}}, "vectors[0].bits"),
+        ([VECTOR], {"per_vector": {0: {"lvls": 9}}}, "vectors[0]"),
+        ([VECTOR, []], {}, "vectors[1].vector"),
+        ({"a": VECTOR, "b": [1.0, float("nan")]}, {}, 'vectors["b"].vector'),
+        ([VECTOR, ["a"]], {}, "vectors[1].vector"),
+        ([VECTOR], {"per_vector": {0: {"weights": [1.0]}}}, "vectors[0].weights"),
+        ([VECTOR], {"per_vector": {0: {"weights": -VECTOR}}}, "vectors[0].weights"),
+        ([VECTOR, VECTOR], {"per_vector": {1: {"device": "gpu"}}}, "vectors[1].device"),
+    ],
+    ids=range(16),
+)
+def test_one_except_does_for_many(
+    clients: list[Any], vectors: Any, named: dict[str, Any], field: str
+) -> None:
+    found = set()
+    for client in clients:
+        with pytest.raises(errors.Invalid) as caught:
+            client.quantize_many(vectors, **named)
+        found.add((caught.value.code, caught.value.field))
+    assert [place for _, place in found] == [field]
 
 
 def test_levels(clients: list[Any]) -> None:

@@ -6,10 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from prometheus_client import CollectorRegistry
 
 from quiver_service import schemas
 from quiver_service.errors import ERROR_KINDS
+from quiver_service.health import describe
 from quiver_service.services import Services
 from quiver_service.settings import PREFIX, Settings, known_names
 
@@ -71,12 +73,37 @@ def test_no_other_setting_is_mentioned():
 def test_plain_defaults_are_as_the_table_says(name: str):
     default = Settings.model_fields[name].default
     shown = f"{default:.0f}" if isinstance(default, float) else str(default)
+    shown = shown.lower() if isinstance(default, bool) else shown
 
     assert table_rows(re.compile(rf"{PREFIX}\w+"))[f"{PREFIX}{name.upper()}"][1] == shown
 
 
 def test_every_metric_has_a_row_and_every_row_is_a_metric():
     assert set(table_rows(re.compile(r"quiver_\w+"))) == own_metrics()
+
+
+def test_every_limit_of_info_is_a_setting_or_named():
+    [sentence] = re.findall(r"^The `limits` of `/info`.*?\n\n", TEXT, re.MULTILINE | re.DOTALL)
+    named = set(re.findall(r"`(max_\w+)`", sentence))
+
+    assert (
+        set(describe(Services.create(Settings()))["limits"]) - set(Settings.model_fields) == named
+    )
+
+
+def test_every_alert_has_a_row_and_every_row_is_an_alert():
+    file = Path(__file__).parents[2] / "deploy" / "prometheus" / "alerts.yml"
+    groups = yaml.safe_load(file.read_text())["groups"]
+    alerts = {rule["alert"] for group in groups for rule in group["rules"]}
+
+    assert set(table_rows(re.compile(r"Quiver\w+"))) == alerts
+
+
+def test_every_exit_code_has_a_row():
+    codes = [row[0] for row in rows() if re.fullmatch(r"\d", row[0])]
+
+    # tests/service/test_settings.py and test_live.py make each of them happen.
+    assert codes == ["0", "1", "2"]
 
 
 def test_every_reason_is_named():

@@ -84,6 +84,21 @@ def project(unused_tcp_port_factory: Callable[[], int]) -> Iterator[Project]:
         project.make("down")
 
 
+def test_the_compose_file_holds_with_what_watches():
+    modern = subprocess.run(["docker", "compose", "version"], capture_output=True)
+    compose = ["docker-compose"] if modern.returncode else ["docker", "compose"]
+    read = subprocess.run(
+        [*compose, "--profile", "obs", "config", "--services"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+
+    assert {"quiver", "prometheus", "grafana"} <= set(read.stdout.split())
+
+
 def test_the_python_client_talks_to_it(project: Project):
     x = np.random.default_rng(1).normal(size=100_000).astype(np.float32)
 
@@ -121,6 +136,13 @@ def test_its_root_is_read_only(project: Project):
     assert refused.returncode != 0
     assert "Read-only file system" in refused.stderr
     assert project.execute("touch", "/tmp/file").returncode == 0
+
+
+def test_the_bare_image_does_not_open_its_door_to_everybody(project: Project):
+    done = docker("run", "--rm", "quiver:cpu", check=False)
+
+    assert done.returncode == 2
+    assert "QUIVER_ALLOW_INSECURE" in done.stderr
 
 
 def test_it_holds_what_it_runs_and_no_tools(project: Project):

@@ -89,12 +89,14 @@ def test_the_public_names():
         "QuantizedVector",
         "QuiverError",
         "Sketch",
+        "Stopped",
         "__version__",
         "aggregate",
         "dequantize",
         "expected_mse",
         "optimal_levels",
         "quantize",
+        "stopping_when",
     }
     assert qk.__version__.count(".") == 2
 

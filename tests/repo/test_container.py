@@ -115,7 +115,9 @@ def test_a_service_is_confined(compose: dict[str, Any], name: str):
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["pids_limit"] > 0
     assert "mem_limit" in service
-    assert [mount.partition(":")[0] for mount in service["tmpfs"]] == ["/tmp"]
+    [(folder, _, options)] = [mount.partition(":") for mount in service["tmpfs"]]
+    assert folder == "/tmp"
+    assert {"noexec", "nosuid", "nodev"} <= set(options.split(","))
     assert "volumes" not in service
 
 
@@ -128,9 +130,26 @@ def test_a_service_listens_on_loopback_only(compose: dict[str, Any], name: str):
 def test_every_setting_but_where_to_listen_reaches_a_service(compose: dict[str, Any], name: str):
     environment = compose["services"][name]["environment"]
     passed = {key for key, value in environment.items() if value is None}
-    elsewhere = {"host", "port", "uds", "api_keys_file"}
+    where = {"host", "port", "uds", "allow_insecure"}
+    files = {field for field in Settings.model_fields if field.endswith("_file")}
+    # The image has its own folder of kernels, and not the extra that traces need.
+    of_the_image = {"precompiled_dir", "traces"}
 
-    assert passed == {f"QUIVER_{field.upper()}" for field in set(Settings.model_fields) - elsewhere}
+    assert passed == {
+        f"QUIVER_{field.upper()}"
+        for field in set(Settings.model_fields) - where - files - of_the_image
+    }
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_only_what_listens_on_loopback_goes_without_a_key(compose: dict[str, Any], name: str):
+    service = compose["services"][name]
+    image = " ".join(arguments("ENV", final_stage()))
+
+    assert service["environment"]["QUIVER_ALLOW_INSECURE"] == "${QUIVER_ALLOW_INSECURE:-true}"
+    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    assert "QUIVER_HOST=0.0.0.0" in image
+    assert "QUIVER_ALLOW_INSECURE" not in image
 
 
 def test_a_stop_leaves_time_to_finish(compose: dict[str, Any]):

@@ -76,6 +76,7 @@ ALLOWED_OUTSIDE = {
         "prometheus_client",
         "structlog",
     },
+    "quiver_service.tracing": {"opentelemetry"},
     "quiver_client": {"numpy", "msgspec"},
 }
 

@@ -17,7 +17,7 @@ LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
 SERVED = {
     "bench": ["kernels[cpu]"],
     "build": [],
-    "dev": ["kernels[cpu]", "service", "clients/python"],
+    "dev": ["kernels[cpu]", "service[otel]", "clients/python"],
     "service-cpu": ["kernels[cpu]", "service"],
     "service-gpu": ["kernels[cpu,cuda12]", "service[cuda12]"],
 }

@@ -26,11 +26,11 @@ class LiveServer:
 
     process: subprocess.Popen[bytes]
     log: Path
-    port: int
+    url: str
 
     @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
 
     def text(self) -> str:
         """All that it has written."""
@@ -55,20 +55,20 @@ def serving(
             stderr=subprocess.STDOUT,
         )
     try:
-        yield LiveServer(process, log, _announced_port(process, log))
+        yield LiveServer(process, log, _announced_url(process, log))
     finally:
         if process.poll() is None:
             process.kill()
             process.wait()
 
 
-def _announced_port(process: subprocess.Popen[bytes], log: Path) -> int:
+def _announced_url(process: subprocess.Popen[bytes], log: Path) -> str:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         found = re.search(
-            r"^QUIVER is ready at http://127\.0\.0\.1:(\d+)$", log.read_text(), re.MULTILINE
+            r"^QUIVER is ready at (https?://127\.0\.0\.1:\d+)$", log.read_text(), re.MULTILINE
         )
         if found:
-            return int(found[1])
+            return found[1]
         time.sleep(0.02)
     pytest.fail(f"the server did not start:\n{log.read_text()[-4000:]}")

@@ -259,7 +259,8 @@ def wrong_sizes() -> Iterator[Case]:
     yield changed("/quantize", "shape_mismatch", weights=tensor(VALUES.reshape(2, 4)))
     yield Case("/quantize", pack({"vector": [0.5] * 10_001}), "too_many_elements")
     # Counted while the structure is checked, before a list is made.
-    yield Case("/quantize", pack({"vector": [0.5] * 70_000}), "malformed_message")
+    yield Case("/quantize", pack({"vector": [0.5] * 300_000}), "malformed_message")
+    yield Case("/levels", pack({"vector": [0.5] * 70_000}), "malformed_message")
 
 
 def bad_quantized() -> Iterator[Case]:
@@ -446,6 +447,95 @@ def bad_queries() -> Iterator[Case]:
     yield Case("/quantize", np.float32([1, np.nan]).tobytes(), "non_finite", media_type=OCTETS)
 
 
+MANY = {
+    "vectors": {"a": tensor(), "b": {"vector": tensor(), "bits": 3, "weights": tensor()}},
+    "num_levels": 5,
+    "seed": 7,
+}
+
+
+def bad_batches() -> Iterator[Case]:
+    """Faults of requests with many vectors, and those of one vector inside an item."""
+
+    def many(code: str, vectors: Any, **more: Any) -> Case:
+        return Case("/quantize", pack({"vectors": vectors, **more}), code)
+
+    whole = pack(MANY)
+    for end in range(len(whole)):
+        yield Case("/quantize", whole[:end], "malformed_message")
+    yield Case("/quantize", whole + b"\xc0", "trailing_bytes")
+    for value in (None, True, 3, 1.5, "text", b"bin"):
+        yield many("invalid_type", value)
+    for value in ([], {}, [[1.0]] * 4097, {"": [1.0]}, {"n" * 257: [1.0]}, {"ä" * 129: [1.0]}):
+        yield many("invalid_option", value)
+    yield many("malformed_message", [[0.5] * 9_999] * 27)
+    yield many("malformed_message", [[[[[[[1.0]]]]]]])
+    yield Case("/quantize", b"\x81\xa7vectors\xdd\xff\xff\xff\xff\x90", "malformed_message")
+    yield Case("/quantize", b"\x81\xa7vectors\xdf\xff\xff\xff\xff\x90", "malformed_message")
+    twice = map_of([(pack("a"), pack([1.0])), (pack("a"), pack([1.0]))])
+    yield Case("/quantize", map_of([(pack("vectors"), twice)]), "duplicate_key")
+    item = with_raw({"vector": [1.0], "bits": 2}, (pack("bits"), pack(2)))
+    listed = map_of([(pack("vectors"), b"\x91" + item)])
+    yield Case("/quantize", listed, "duplicate_key")
+    for key in (b"\xc4\x01k", b"\x01", b"\xc0", b"\xa2\xff\xfe"):
+        broken = map_of([(key, pack([1.0]))])
+        yield Case("/quantize", map_of([(pack("vectors"), broken)]), "malformed_message")
+    yield many("invalid_option", [[1.0]], vector=[1.0])
+    yield many("invalid_option", [[1.0]], weights=[1.0])
+    yield many("unknown_key", [[1.0]], names=["a"])
+    yield Case("/levels", pack({"vectors": [[1.0]]}), "unknown_key")
+    yield Case("/quantize", b"abcd", "unknown_key", media_type=OCTETS, query="vectors=1")
+    for name, values in WRONG_TYPES.items():
+        for value in values:
+            own = {"vector": tensor(), name: value}
+            yield many("invalid_type", [tensor(), own])
+            yield many("invalid_type", {"a": own})
+            if name not in {"vector", "weights"}:
+                yield many("invalid_type", [tensor()], **{name: value})
+    for name, values in OUT_OF_RANGE.items():
+        for value in values:
+            yield many("invalid_option", [tensor(), {"vector": tensor(), name: value}])
+            yield many("invalid_option", [tensor()], **{name: value})
+    for value in (None, True, 3, 1.5, "text", ["a"], [None], [[1.0]], [{}]):
+        yield many("invalid_type", [tensor(), value])
+    for name in tensor():
+        yield many("missing_key", [without(tensor(), name)])
+        yield many("missing_key", {"a": {"vector": without(tensor(), name)}})
+        yield many("unknown_key", [{"vector": tensor(), name: 1}])
+    yield many("missing_key", [{}])
+    yield many("missing_key", {"a": {"bits": 3}})
+    yield many("unknown_key", [{**tensor(), "stride": 1}])
+    yield many("unknown_key", [{"vector": tensor(), "bit": 1}])
+    yield many("unknown_key", [{"vector": tensor(), "vectors": [tensor()]}])
+    for vector, code in (
+        ({**tensor(), "shape": [7]}, "size_mismatch"),
+        ({**tensor(), "shape": [2**41]}, "too_many_elements"),
+        ({**tensor(), "dtype": "object"}, "unsupported_dtype"),
+        (b"123", "size_mismatch"),
+        (b"", "empty_vector"),
+        ([], "empty_vector"),
+        ([0.5] * 10_001, "too_many_elements"),
+        ([1.0, 1e39], "non_finite"),
+        (np.float32([np.nan, 1]).tobytes(), "non_finite"),
+    ):
+        yield many(code, [tensor(), vector])
+        yield many(code, {"a": {"vector": vector}})
+    for value, code in (
+        ({"vectors": [[1.0], {"vector": [1.0], "bits": 0}]}, "invalid_option"),
+        ({"vectors": [[1.0], "!!"]}, "invalid_type"),
+        ({"vectors": "AAAA"}, "invalid_type"),
+        ({"vectors": {"": [1.0]}}, "invalid_option"),
+        ({"vectors": [[1.0]] * 4097}, "invalid_option"),
+    ):
+        yield Case("/quantize", json.dumps(value).encode(), code, media_type=JSON)
+    for body, code in (
+        (b'{"vectors": {"a": [1], "a": [1]}}', "duplicate_key"),
+        (b'{"vectors": {"\\ud800": [1]}}', "invalid_option"),
+        (b'{"vectors": ' + b"[" * 5000, "malformed_message"),
+    ):
+        yield Case("/quantize", body, code, media_type=JSON)
+
+
 GROUPS = (
     truncations,
     trailing,
@@ -461,6 +551,7 @@ GROUPS = (
     wrong_media,
     bad_json,
     bad_queries,
+    bad_batches,
 )
 
 
@@ -593,10 +684,11 @@ def mutate(source: random.Random, message: bytes) -> bytes:
 MUTATION_STATUSES = {200, 400, 413, 415, 422}
 
 
-@pytest.mark.parametrize("path", GOOD)
-def test_mutated_bodies_are_answered_or_refused(client: TestClient, path: str):
-    source = random.Random(path)
-    whole = pack(GOOD[path])
+@pytest.mark.parametrize("name", [*GOOD, "many"])
+def test_mutated_bodies_are_answered_or_refused(client: TestClient, name: str):
+    source = random.Random(name)
+    path = "/quantize" if name == "many" else name
+    whole = pack(MANY if name == "many" else GOOD[path])
     wrong = []
     cases = [Case(path, mutate(source, whole), "") for _ in range(500)]
     for case, answer in zip(cases, send(client, cases), strict=True):

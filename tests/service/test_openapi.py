@@ -10,8 +10,10 @@ import msgspec
 import pytest
 from starlette.testclient import TestClient
 
+from quiver_kernels.batch import _BatchAnswer
 from quiver_kernels.quantized import QuantizedMessage
-from quiver_kernels.wire import MEDIA_TYPES, _LevelsAnswer, _Options, _QuantizeMessage
+from quiver_kernels.request import OptionsMessage, VectorMessage
+from quiver_kernels.wire import MEDIA_TYPES, _LevelsAnswer, _QuantizeMessage
 from quiver_service.errors import ERROR_KINDS
 
 
@@ -75,7 +77,7 @@ def test_quantize_also_describes_json_raw_bodies_and_their_query(document: Any):
     assert {"application/json", "application/octet-stream"} <= set(
         operation["requestBody"]["content"]
     )
-    assert {p["name"] for p in operation["parameters"]} == set(_Options.__struct_fields__)
+    assert {p["name"] for p in operation["parameters"]} == set(OptionsMessage.__struct_fields__)
 
 
 @pytest.mark.parametrize("path", ["/quantize", "/dequantize", "/levels", "/aggregate"])
@@ -90,7 +92,9 @@ def test_every_error_status_is_described(document: Any, path: str):
     ("schema", "struct"),
     [
         ("QuantizeRequest", _QuantizeMessage),
-        ("Options", _Options),
+        ("VectorRequest", VectorMessage),
+        ("Options", OptionsMessage),
+        ("QuantizedBatch", _BatchAnswer),
         ("QuantizedVector", QuantizedMessage),
         ("LevelsResult", _LevelsAnswer),
     ],
@@ -108,17 +112,20 @@ def test_schemas_have_the_keys_of_the_wire(
 
 
 def test_every_option_is_explained(document: Any):
-    for schema in ("QuantizeRequest", "LevelsRequest", "Options"):
+    for schema in ("QuantizeRequest", "VectorRequest", "LevelsRequest", "Options"):
         for name, key in document["components"]["schemas"][schema]["properties"].items():
             assert key["description"], name
 
 
-def test_the_json_example_works(document: Any, client: TestClient):
+def test_the_json_examples_work(document: Any, client: TestClient):
     content = document["paths"]["/quantize"]["post"]["requestBody"]["content"]
     examples = [
-        content[m]["examples"]["example"]["value"] for m in ("application/json", MEDIA_TYPES[0])
+        example["value"]
+        for media_type in ("application/json", MEDIA_TYPES[0])
+        for example in content[media_type]["examples"].values()
     ]
 
+    assert len(examples) == 4
     for example in examples:
         answer = client.post(
             "/quantize",
@@ -126,4 +133,7 @@ def test_the_json_example_works(document: Any, client: TestClient):
             headers={"content-type": "application/json", "accept": "application/json"},
         )
         assert answer.status_code == 200
-        assert answer.json()["seed"] == 7
+        if "vector" in example:
+            assert answer.json()["seed"] == 7
+        else:
+            assert len(answer.json()["vectors"]) == 2

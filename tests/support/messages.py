@@ -56,6 +56,29 @@ def quantize_request(**changes: Any) -> Fields:
     return {**fields, **changes}
 
 
+def batch_request(**changes: Any) -> Fields:
+    """A request of /quantize for vectors by name: in every form, one with options of its own."""
+    own = quantize_request()
+    del own["num_levels"]
+    fields: Fields = {
+        "vectors": {
+            "tensor": tensor(np.arange(6, dtype=np.float32)),
+            "bin": bytes(12),
+            "list": [1.0, 2, 3.5],
+            "own": {**own, "bits": 3},
+        },
+        "num_levels": 5,
+        "seed": 7,
+    }
+    return {**fields, **changes}
+
+
+def batch_answer(**changes: Any) -> Fields:
+    """The answer of /quantize for many vectors."""
+    fields: Fields = {"v": 1, "vectors": {"a": quantized(), "b": quantized(seed=8)}}
+    return {**fields, **changes}
+
+
 def levels_request(**changes: Any) -> Fields:
     """A request of /levels: the same without a seed."""
     fields = quantize_request()

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 import quiver_kernels as qk
-from quiver_kernels import errors, wire
+from quiver_kernels import errors, framing, wire
+from quiver_kernels.batch import MAX_BATCH_ITEMS
 from quiver_kernels.packing import pack_codes
+from quiver_kernels.rng import batch_seeds
 from quiver_service.errors import ERROR_KINDS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "wire-format.md").read_text()
@@ -62,6 +64,27 @@ def test_the_packed_codes_of_the_page_have_their_bytes():
     assert pack_codes(np.array(codes, dtype=np.uint8), 3).tobytes() == packed
 
 
+def test_the_seeds_of_the_page_are_those_of_a_batch():
+    rows = re.findall(r"^seed (\d+) +((?:\d+ *)+)$", PAGE, re.MULTILINE)
+
+    assert len(rows) == 2
+    for seed, derived in rows:
+        assert batch_seeds(int(seed), 3) == [int(value) for value in derived.split()]
+
+
+def test_the_limits_of_the_page_are_those_of_the_code():
+    rules = PAGE.split("## Rules for every message")[1].split("\n## ")[0]
+    batches = PAGE.split("## Quantize request for many vectors")[1].split("\n## ")[0]
+
+    assert (
+        f"{framing.MAX_DEPTH} levels of nesting and {framing.MAX_ITEMS:_}".replace("_", " ")
+        in rules
+    )
+    assert f"{MAX_BATCH_ITEMS:_}".replace("_", " ") in rules
+    assert f"1..{wire.MAX_BATCH_VECTORS}" in batches
+    assert f"1..{wire.MAX_NAME_BYTES} bytes" in batches
+
+
 def documented_errors() -> dict[str, int]:
     section = PAGE.split("## Errors of messages")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `(\w+)` \|.*\| (\d+) \|$", section, re.MULTILINE)
@@ -98,6 +121,11 @@ def test_every_code_is_documented_with_its_status():
                 "device",
             },
         ),
+        (
+            "## Quantize request for many vectors",
+            {"vectors"},
+        ),
+        ("## Answer for many vectors", {"v", "vectors"}),
         (
             "## Quantized vector",
             {

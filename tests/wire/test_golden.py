@@ -20,6 +20,7 @@ from quiver_kernels import QuantizedVector, QuantizeOptions, dispatch, wire
 from quiver_kernels.dtypes import WIRE_DTYPES
 from quiver_kernels.packing import unpack_codes
 from quiver_kernels.reference import round_codes
+from quiver_kernels.rng import batch_seeds
 from quiver_kernels.rounding import rounding_table
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -29,6 +30,10 @@ OTHERS = {
     "request-levels": wire.decode_levels_request,
     "request-aggregate": wire.decode_aggregate_request,
     "answer-levels": wire.decode_levels,
+    "request-batch-list": wire.decode_quantize_request,
+    "request-batch-map": wire.decode_quantize_request,
+    "answer-batch-list": wire.decode_batch,
+    "answer-batch-map": wire.decode_batch,
     "tensor": wire.decode_tensor,
 }
 
@@ -99,6 +104,42 @@ def golden_messages() -> Iterator[tuple[str, bytes, dict[str, Any]]]:
     answer = {"levels": made[6].levels.tolist(), "expected_mse": 0.375, "vnmse": 0.0625}
     yield "answer-levels", b"".join(wire.encode_levels(result)), answer
     yield "tensor", b"".join(wire.encode_tensor(vector)), {"values": vector.tolist()}
+    yield from golden_batches(made)
+
+
+def golden_batches(made: list[QuantizedVector]) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
+    """The same of requests and answers with many vectors."""
+    vector = np.arange(6, dtype=np.float32)
+    tensor = {"dtype": "float32", "shape": [2, 3], "data": vector.tobytes()}
+    own = {"vector": tensor, "weights": [2.0] * 6, "num_levels": 9, "seed": 2**64 - 1}
+    own["weights"] = {**tensor, "data": np.full(6, 2, np.float32).tobytes()}
+    items = [tensor, vector.tobytes(), [1.0, 2.5], own]
+    shared = {"bits": 3, "method": "approx", "bins": 77, "seed": 11}
+    expected = {
+        "vectors": [
+            vector.reshape(2, 3).tolist(),
+            vector.tolist(),
+            [1.0, 2.5],
+            vector.reshape(2, 3).tolist(),
+        ],
+        "num_levels": [8, 8, 8, 9],
+        "seeds": [*batch_seeds(11, 3), 2**64 - 1],
+        "weights": [2.0] * 6,
+    }
+    names = ["layer.0.weight", "bias", "ä", "own"]
+    yield "request-batch-list", msgpack.packb({**shared, "vectors": items}), expected
+    named = dict(zip(names, items, strict=True))
+    yield (
+        "request-batch-map",
+        msgpack.packb({"vectors": named, **shared}),
+        {**expected, "names": names},
+    )
+    done = (made[0], made[2], made[6])
+    levels = {"levels": [q.levels.tolist() for q in done]}
+    data = b"".join(wire.encode_batch(wire.QuantizedBatch(done, None)))
+    yield "answer-batch-list", data, levels
+    data = b"".join(wire.encode_batch(wire.QuantizedBatch(done, ("a", "b", "c"))))
+    yield "answer-batch-map", data, {**levels, "names": ["a", "b", "c"]}
 
 
 def write_golden(folder: Path = GOLDEN) -> None:
@@ -201,6 +242,34 @@ def test_answers_are_read_as_ever():
     assert found.levels.tolist() == expected["levels"]
     assert (found.expected_mse, found.vnmse) == (expected["expected_mse"], expected["vnmse"])
     assert wire.decode_tensor(tensor).tolist() == values["values"]
+
+
+@pytest.mark.parametrize("name", ["request-batch-list", "request-batch-map"])
+def test_batch_requests_are_read_as_ever(name: str):
+    data, expected = load(name)
+    batch = wire.decode_quantize_request(data)
+    requests = [item.request for item in batch.items]
+
+    assert [request.vector.tolist() for request in requests] == expected["vectors"]
+    assert [request.options.num_levels for request in requests] == expected["num_levels"]
+    assert [request.options.seed for request in requests] == expected["seeds"]
+    assert requests[3].weights.reshape(-1).tolist() == expected["weights"]
+    assert {(r.options.method, r.options.bins) for r in requests} == {("approx", 77)}
+    assert list(batch.names or ()) == expected.get("names", [])
+
+
+@pytest.mark.parametrize("name", ["answer-batch-list", "answer-batch-map"])
+def test_batch_answers_are_read_as_ever(name: str):
+    data, expected = load(name)
+    batch = wire.decode_batch(data)
+
+    assert [q.levels.tolist() for q in batch.vectors] == expected["levels"]
+    assert list(batch.names or ()) == expected.get("names", [])
+    for q, number in zip(batch.vectors, (0, 2, 6), strict=True):
+        assert (
+            q.codes.tobytes()
+            == QuantizedVector.from_bytes(load(VECTORS[number])[0]).codes.tobytes()
+        )
 
 
 def test_the_writer_leaves_golden_files_alone(tmp_path: Path):

@@ -481,12 +481,17 @@ BINARY_DECODERS: dict[str, Decoder] = {
     "levels": wire.decode_levels_request,
     "aggregate": wire.decode_aggregate_request,
     "answer": wire.decode_levels,
+    "batch answer": wire.decode_batch,
     "tensor": wire.decode_tensor,
 }
 
 JSON_BODY = (
     b'{"vector": [1.5, -2, 3e1], "weights": [1, 0, 2], "bits": 3, "method": "exact",'
     b' "bins": 10, "grid": "uniform", "block_size": 2, "seed": 12, "device": "cpu"}'
+)
+JSON_BATCH = (
+    b'{"vectors": {"a": [1.5, -2, 3e1], "b": {"vector": [0, 1], "weights": [1, 0], "bits": 3},'
+    b' "c": {"dtype": "float32", "shape": [1], "data": "AACAPw=="}}, "num_levels": 5, "seed": 12}'
 )
 
 VALID: dict[str, tuple[Decoder, bytes]] = {
@@ -495,10 +500,14 @@ VALID: dict[str, tuple[Decoder, bytes]] = {
     "levels": (wire.decode_levels_request, packed(messages.levels_request())),
     "aggregate": (wire.decode_aggregate_request, packed(messages.aggregate_request())),
     "answer": (wire.decode_levels, packed(messages.levels_answer())),
+    "batch": (wire.decode_quantize_request, packed(messages.batch_request())),
+    "batch answer": (wire.decode_batch, packed(messages.batch_answer())),
     "tensor": (wire.decode_tensor, packed(messages.quantized()["levels"])),
+    "batch json": (wire.decode_quantize_json, JSON_BATCH),
     "json": (wire.decode_quantize_json, JSON_BODY),
 }
 MUTATIONS = 20_000
+LONG_MUTATIONS = 4_000
 
 
 def escapes(decode: Decoder, data: bytes, count: int) -> tuple[int, dict[str, bytes]]:
@@ -525,11 +534,12 @@ def escapes(decode: Decoder, data: bytes, count: int) -> tuple[int, dict[str, by
 def test_only_refusals_escape_a_mutated_message(name: str):
     decode, data = VALID[name]
     decode(data)
-    accepted, escaped = escapes(decode, data, MUTATIONS)
+    count = LONG_MUTATIONS if "batch" in name else MUTATIONS
+    accepted, escaped = escapes(decode, data, count)
 
     assert escaped == {}
     # The changes reach beyond the first check: some are harmless, most are not.
-    assert 0 < accepted < 0.7 * MUTATIONS
+    assert 0 < accepted < 0.7 * count
 
 
 def test_what_is_accepted_can_be_decoded_or_is_refused():

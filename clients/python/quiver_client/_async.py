@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Self, TypeVar, cast, overload
 
 from numpy.typing import ArrayLike, NDArray
 
 from quiver_client._cancellation import Cancellation
 from quiver_client._local import LocalClient
+from quiver_client._many import Many, PerVector, Result
 from quiver_client._retry import RetryPolicy
 from quiver_client._sync import DEFAULT_TIMEOUT, Client
+from quiver_client._tls import StrPath
 from quiver_client.errors import ClientClosed
 from quiver_kernels.options import DEFAULT_BINS, DEFAULT_GRID, QuantizeOptions
 from quiver_kernels.quantized import QuantizedVector
@@ -37,7 +39,7 @@ class AsyncClient:
     ----------
     url
         As for `Client`; ``local:`` computes in this process.
-    api_key, timeout, connect_timeout, retry, ssl_context
+    api_key, timeout, connect_timeout, retry, ca_file, client_cert, ssl_context
         As for `Client`; without meaning for ``local:``.
     max_concurrency
         Calls in progress at once; more wait their turn.
@@ -56,6 +58,8 @@ class AsyncClient:
         timeout: float = DEFAULT_TIMEOUT,
         connect_timeout: float = 5.0,
         retry: RetryPolicy | None = None,
+        ca_file: StrPath | None = None,
+        client_cert: StrPath | tuple[StrPath, StrPath] | None = None,
         ssl_context: ssl.SSLContext | None = None,
         max_concurrency: int = 32,
     ) -> None:
@@ -69,6 +73,8 @@ class AsyncClient:
                 timeout=timeout,
                 connect_timeout=connect_timeout,
                 retry=retry,
+                ca_file=ca_file,
+                client_cert=client_cert,
                 ssl_context=ssl_context,
             )
         # Makes threads when they are first needed, none now.
@@ -101,6 +107,69 @@ class AsyncClient:
                 grid=grid,
                 block_size=block_size,
                 device=device,
+            )
+        )
+
+    @overload
+    async def quantize_many(
+        self,
+        vectors: Sequence[ArrayLike],
+        bits: int | None = None,
+        method: str = "exact",
+        seed: int | None = None,
+        *,
+        num_levels: int | None = None,
+        bins: int = DEFAULT_BINS,
+        grid: str = DEFAULT_GRID,
+        block_size: int | None = None,
+        device: str = "auto",
+        per_vector: Mapping[int, Mapping[str, Any]] | None = None,
+    ) -> list[QuantizedVector]: ...
+
+    @overload
+    async def quantize_many(
+        self,
+        vectors: Mapping[str, ArrayLike],
+        bits: int | None = None,
+        method: str = "exact",
+        seed: int | None = None,
+        *,
+        num_levels: int | None = None,
+        bins: int = DEFAULT_BINS,
+        grid: str = DEFAULT_GRID,
+        block_size: int | None = None,
+        device: str = "auto",
+        per_vector: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> dict[str, QuantizedVector]: ...
+
+    async def quantize_many(
+        self,
+        vectors: Many,
+        bits: int | None = None,
+        method: str = "exact",
+        seed: int | None = None,
+        *,
+        num_levels: int | None = None,
+        bins: int = DEFAULT_BINS,
+        grid: str = DEFAULT_GRID,
+        block_size: int | None = None,
+        device: str = "auto",
+        per_vector: PerVector | None = None,
+    ) -> Result:
+        """As `Client.quantize_many`."""
+        # A cast: which overload it is was decided by the caller.
+        return await self._run(
+            lambda client: client.quantize_many(
+                cast("Any", vectors),
+                bits,
+                method,
+                seed,
+                num_levels=num_levels,
+                bins=bins,
+                grid=grid,
+                block_size=block_size,
+                device=device,
+                per_vector=per_vector,
             )
         )
 

@@ -10,6 +10,7 @@ from quiver_client._async import LOCAL, AsyncClient
 from quiver_client._local import LocalClient
 from quiver_client._retry import RetryPolicy
 from quiver_client._sync import Client
+from quiver_client._tls import StrPath
 from quiver_client.errors import InvalidURL
 
 URL_VARIABLE = "QUIVER_URL"
@@ -23,6 +24,8 @@ class ConnectOptions(TypedDict, total=False):
     timeout: float
     connect_timeout: float
     retry: RetryPolicy | None
+    ca_file: StrPath | None
+    client_cert: StrPath | tuple[StrPath, StrPath] | None
     ssl_context: ssl.SSLContext | None
 
 

@@ -13,6 +13,7 @@ import http.client
 import io
 import selectors
 import socket
+import ssl
 import time
 from collections.abc import Iterator
 from typing import Any, cast
@@ -29,6 +30,8 @@ CONTINUE_SECONDS = 1.0
 MAX_ERROR_BODY = 64 * 1024
 _PEEK = 64 * 1024
 _CONTINUE = b"HTTP/1.1 100"
+# What a socket that does not block says instead of waiting.
+_NOT_NOW = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class StaleConnection(Exception):
@@ -52,6 +55,7 @@ class Connection:
         self._max_answer = max_answer
         self._used = False
         self._heard_head = False
+        self._early = bytearray()
         self.reusable = True
         self.ignores_expect = False
 
@@ -62,6 +66,8 @@ class Connection:
 
     def is_quiet(self) -> bool:
         """Whether an idle connection is still open: neither closed nor talking out of turn."""
+        if self._early:
+            return False
         try:
             self.sock.setblocking(False)
             # The plain socket's method: that of an SSLSocket cannot peek.
@@ -93,7 +99,6 @@ class Connection:
         ConnectionFailed, TimedOut, BadAnswer
             No complete response.
         """
-        expect = expect and not self._tls
         head = _head(request, host, expect)
         try:
             complete = self._send(head, request, deadline, expect)
@@ -130,8 +135,6 @@ class Connection:
                 return True
             self.sock.settimeout(deadline.require())
             self.sock.sendall(head)
-            if self._tls:
-                return self._send_blocking(request, deadline)
             return self._send_listening(request, deadline, expect)
         except TimeoutError:
             raise
@@ -139,14 +142,8 @@ class Connection:
             # The server may have answered and closed; what it said is still to be read.
             return False
 
-    def _send_blocking(self, request: Request, deadline: Deadline) -> bool:
-        for piece in _pieces(request.body):
-            self.sock.settimeout(deadline.require())
-            self.sock.sendall(piece)
-        return True
-
     def _send_listening(self, request: Request, deadline: Deadline, expect: bool) -> bool:
-        """Send on a plain socket, and stop as soon as a final answer begins to arrive."""
+        """Send, and stop as soon as a final answer begins to arrive."""
         self.sock.setblocking(False)
         if expect and not self._has_leave(deadline):
             return False
@@ -159,9 +156,15 @@ class Connection:
                     if events & selectors.EVENT_READ and self._hear() is Heard.ANSWER:
                         return False
                     if events & selectors.EVENT_WRITE:
-                        with contextlib.suppress(BlockingIOError):
-                            rest = rest[self.sock.send(rest) :]
+                        rest = self._send_some(rest)
         return True
+
+    def _send_some(self, rest: memoryview) -> memoryview:
+        """Send until the socket is full; what is left. TLS takes 16 KiB at a time."""
+        with contextlib.suppress(*_NOT_NOW):
+            while rest:
+                rest = rest[self.sock.send(rest) :]
+        return rest
 
     def _has_leave(self, deadline: Deadline) -> bool:
         """Wait for 100 Continue; a server that says nothing is sent the body all the same."""
@@ -177,10 +180,10 @@ class Connection:
         return True
 
     def _hear(self) -> Heard:
-        """Look at what has arrived, and take an interim answer off the socket."""
+        """Look at what has arrived, and take an interim answer off it."""
         try:
-            seen = self.sock.recv(_PEEK, socket.MSG_PEEK)
-        except BlockingIOError:
+            seen = self._arrived()
+        except _NOT_NOW:
             return Heard.NOTHING
         if not seen.startswith(_CONTINUE):
             partial = bool(seen) and _CONTINUE.startswith(seen)
@@ -188,13 +191,25 @@ class Connection:
         end = seen.find(b"\r\n\r\n")
         if end < 0:
             return Heard.NOTHING
-        self.sock.recv(end + 4)
+        if self._tls:
+            del self._early[: end + 4]
+        else:
+            self.sock.recv(end + 4)
         return Heard.CONTINUE
+
+    def _arrived(self) -> bytes:
+        """What has arrived and was not taken yet; empty when the server has closed."""
+        if not self._tls:
+            return self.sock.recv(_PEEK, socket.MSG_PEEK)
+        # What TLS has decrypted cannot be put back: it is kept for `_receive`.
+        found = self.sock.recv(_PEEK)
+        self._early += found
+        return bytes(self._early) if found else b""
 
     # -- receiving -----------------------------------------------------------------------
 
     def _receive(self, method: str, deadline: Deadline) -> Response:
-        source = _DeadlineSocket(self.sock, deadline)
+        source = _DeadlineSocket(self.sock, deadline, self._early)
         # HTTPResponse asks a socket for nothing but makefile.
         with http.client.HTTPResponse(cast(socket.socket, source), method=method) as response:
             response.begin()
@@ -254,8 +269,8 @@ class Connection:
 class _DeadlineSocket:
     """What `HTTPResponse` reads from: every read waits no longer than the deadline."""
 
-    def __init__(self, sock: socket.socket, deadline: Deadline) -> None:
-        self._raw = _DeadlineReader(sock, deadline)
+    def __init__(self, sock: socket.socket, deadline: Deadline, early: bytearray) -> None:
+        self._raw = _DeadlineReader(sock, deadline, early)
 
     def makefile(self, mode: str) -> io.BufferedReader:
         """The one method that `HTTPResponse` calls."""
@@ -264,14 +279,20 @@ class _DeadlineSocket:
 
 
 class _DeadlineReader(io.RawIOBase):
-    def __init__(self, sock: socket.socket, deadline: Deadline) -> None:
+    def __init__(self, sock: socket.socket, deadline: Deadline, early: bytearray) -> None:
         self._sock = sock
         self._deadline = deadline
+        self._early = early
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any, /) -> int:
+        if self._early:
+            taken = self._early[: len(buffer)]
+            del self._early[: len(taken)]
+            buffer[: len(taken)] = taken
+            return len(taken)
         self._sock.settimeout(self._deadline.require())
         return self._sock.recv_into(buffer)
 

@@ -116,7 +116,7 @@ def quantize(
         segments = wire.encode_quantize_request(
             as_tensor(x, "x"), options.with_seed(), _as_weights(weights)
         )
-    return _post("/quantize", segments, QuantizedVector.from_bytes)
+    return post("/quantize", segments, QuantizedVector.from_bytes)
 
 
 def levels(x: ArrayLike, weights: ArrayLike | None, options: QuantizeOptions) -> Call[LevelsResult]:
@@ -125,12 +125,12 @@ def levels(x: ArrayLike, weights: ArrayLike | None, options: QuantizeOptions) ->
         segments = wire.encode_quantize_request(
             as_tensor(x, "x"), options, _as_weights(weights), route="levels"
         )
-    return _post("/levels", segments, _read_levels)
+    return post("/levels", segments, _read_levels)
 
 
 def dequantize(q: QuantizedVector) -> Call[NDArray[Any]]:
     """Call of ``POST /dequantize``."""
-    return _post("/dequantize", q.to_segments(), _read_tensor)
+    return post("/dequantize", q.to_segments(), _read_tensor)
 
 
 def aggregate(
@@ -139,7 +139,7 @@ def aggregate(
     """Call of ``POST /aggregate`` for the mean itself."""
     require_vectors(vectors)
     segments = wire.encode_aggregate_request(vectors, weights)
-    return _post("/aggregate", segments, _read_tensor)
+    return post("/aggregate", segments, _read_tensor)
 
 
 def aggregate_quantized(
@@ -150,7 +150,7 @@ def aggregate_quantized(
     """Call of ``POST /aggregate`` for the mean, quantized again."""
     require_vectors(vectors)
     segments = wire.encode_aggregate_request(vectors, weights, options.with_seed())
-    return _post("/aggregate", segments, QuantizedVector.from_bytes)
+    return post("/aggregate", segments, QuantizedVector.from_bytes)
 
 
 def info() -> Call[dict[str, Any]]:
@@ -163,7 +163,8 @@ def readiness() -> Call[None]:
     return Call("GET", "/readyz", (), ANY_TYPE, _ignore)
 
 
-def _post(path: str, segments: Sequence[Segment], read: Callable[[memoryview], T]) -> Call[T]:
+def post(path: str, segments: Sequence[Segment], read: Callable[[memoryview], T]) -> Call[T]:
+    """A call that sends `segments` as a message and is answered with one."""
     return Call("POST", path, tuple(segments), wire.MEDIA_TYPE, read)
 
 

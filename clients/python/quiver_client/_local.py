@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, overload
 
@@ -11,8 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from quiver_client._cancellation import Cancellation
 from quiver_client._core import as_client_errors, as_tensor, create_options, require_vectors
+from quiver_client._many import Many, PerVector, Result, Wanted
 from quiver_client._version import __version__
 from quiver_client.errors import LocalModeUnavailable
+from quiver_kernels.batch import naming_errors
 from quiver_kernels.dtypes import WIRE_DTYPES
 from quiver_kernels.options import DEFAULT_BINS, DEFAULT_GRID, GRIDS, METHODS, QuantizeOptions
 from quiver_kernels.quantized import WIRE_VERSION, QuantizedVector
@@ -69,6 +71,74 @@ class LocalClient:
             device=device,
         )
         return self._quantize(x, weights, options)
+
+    @overload
+    def quantize_many(
+        self,
+        vectors: Sequence[ArrayLike],
+        bits: int | None = None,
+        method: str = "exact",
+        seed: int | None = None,
+        *,
+        num_levels: int | None = None,
+        bins: int = DEFAULT_BINS,
+        grid: str = DEFAULT_GRID,
+        block_size: int | None = None,
+        device: str = "auto",
+        per_vector: Mapping[int, Mapping[str, Any]] | None = None,
+    ) -> list[QuantizedVector]: ...
+
+    @overload
+    def quantize_many(
+        self,
+        vectors: Mapping[str, ArrayLike],
+        bits: int | None = None,
+        method: str = "exact",
+        seed: int | None = None,
+        *,
+        num_levels: int | None = None,
+        bins: int = DEFAULT_BINS,
+        grid: str = DEFAULT_GRID,
+        block_size: int | None = None,
+        device: str = "auto",
+        per_vector: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> dict[str, QuantizedVector]: ...
+
+    def quantize_many(
+        self,
+        vectors: Many,
+        bits: int | None = None,
+        method: str = "exact",
+        seed: int | None = None,
+        *,
+        num_levels: int | None = None,
+        bins: int = DEFAULT_BINS,
+        grid: str = DEFAULT_GRID,
+        block_size: int | None = None,
+        device: str = "auto",
+        per_vector: PerVector | None = None,
+    ) -> Result:
+        """As `Client.quantize_many`."""
+        from quiver_kernels import dispatch
+
+        wanted = Wanted.of(
+            vectors,
+            per_vector,
+            bits=bits,
+            num_levels=num_levels,
+            method=method,
+            bins=bins,
+            grid=grid,
+            block_size=block_size,
+            seed=seed,
+            device=device,
+        )
+        found = []
+        for label, request in zip(wanted.labels(), wanted.requests, strict=True):
+            with as_client_errors(), naming_errors(label, wrapped=True):
+                backend = dispatch.pick(request.options.device)
+                found.append(backend.quantize(request.vector, request.options, request.weights))
+        return wanted.result(found)
 
     def dequantize(self, q: QuantizedVector) -> NDArray[Any]:
         """As `Client.dequantize`."""

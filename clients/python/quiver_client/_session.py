@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -58,8 +58,15 @@ class Session:
 
     def perform(self, call: Call[T]) -> T:
         """Send the call until it succeeds, fails for good, or time or patience runs out."""
-        request = call.request(self.headers, self.request_id(), self.transport.target.prefix)
+        return self._perform(call, Deadline.after(self.timeout, self.clock))
+
+    def perform_all(self, calls: Iterable[Call[T]]) -> list[T]:
+        """Send calls one after the other; `timeout` is for all of them together."""
         deadline = Deadline.after(self.timeout, self.clock)
+        return [self._perform(call, deadline) for call in calls]
+
+    def _perform(self, call: Call[T], deadline: Deadline) -> T:
+        request = call.request(self.headers, self.request_id(), self.transport.target.prefix)
         attempts = Attempts(self.policy, self.budget, deadline, self.uniform)
         while True:
             try:

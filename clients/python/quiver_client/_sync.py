@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, overload
 
@@ -11,9 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from quiver_client import _core
 from quiver_client._cancellation import Cancellation
+from quiver_client._many import Many, PerVector, Result, Wanted
 from quiver_client._retry import RetryBudget, RetryPolicy
 from quiver_client._session import Session
 from quiver_client._target import Target
+from quiver_client._tls import StrPath, encryption
 from quiver_client._transport import Transport
 from quiver_client.errors import ConnectionFailed, TimedOut, Unavailable
 from quiver_kernels.options import DEFAULT_BINS, DEFAULT_GRID, QuantizeOptions
@@ -40,15 +42,21 @@ class Client:
         Seconds to establish a connection.
     retry
         How persistent to be.
+    ca_file
+        For ``https``: file of the authorities (PEM) that may have signed the service's
+        certificate; None: those the system trusts.
+    client_cert
+        For ``https``: certificate (PEM) to show to a service that asks for one; one file
+        with its key, or a pair (certificate, key).
     ssl_context
-        For ``https``; None: the system's trusted certificates.
+        For ``https``: everything else, in place of the two above.
 
     Raises
     ------
     InvalidURL
         The URL names no service.
     Invalid
-        The key cannot be sent in a header.
+        The key cannot be sent in a header, or a certificate cannot be used.
 
     Notes
     -----
@@ -66,12 +74,16 @@ class Client:
         timeout: float = DEFAULT_TIMEOUT,
         connect_timeout: float = 5.0,
         retry: RetryPolicy | None = None,
+        ca_file: StrPath | None = None,
+        client_cert: StrPath | tuple[StrPath, StrPath] | None = None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         policy = retry or RetryPolicy()
         self._session = Session(
             transport=Transport(
-                Target.parse(url), connect_timeout=connect_timeout, ssl_context=ssl_context
+                Target.parse(url),
+                connect_timeout=connect_timeout,
+                ssl_context=encryption(ssl_context, ca_file, client_cert),
             ),
             budget=RetryBudget(policy),
             headers=_core.key_headers(api_key),
@@ -155,6 +167,97 @@ class Client:
             device=device,
         )
         return self._session.perform(_core.quantize(x, weights, options))
+
+    @overload
+    def quantize_many(
+        self,
+        vectors: Sequence[ArrayLike],
+        bits: int | None = None,
+        method: str = "exact",
+        seed: int | None = None,
+        *,
+        num_levels: int | None = None,
+        bins: int = DEFAULT_BINS,
+        grid: str = DEFAULT_GRID,
+        block_size: int | None = None,
+        device: str = "auto",
+        per_vector: Mapping[int, Mapping[str, Any]] | None = None,
+    ) -> list[QuantizedVector]: ...
+
+    @overload
+    def quantize_many(
+        self,
+        vectors: Mapping[str, ArrayLike],
+        bits: int | None = None,
+        method: str = "exact",
+        seed: int | None = None,
+        *,
+        num_levels: int | None = None,
+        bins: int = DEFAULT_BINS,
+        grid: str = DEFAULT_GRID,
+        block_size: int | None = None,
+        device: str = "auto",
+        per_vector: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> dict[str, QuantizedVector]: ...
+
+    def quantize_many(
+        self,
+        vectors: Many,
+        bits: int | None = None,
+        method: str = "exact",
+        seed: int | None = None,
+        *,
+        num_levels: int | None = None,
+        bins: int = DEFAULT_BINS,
+        grid: str = DEFAULT_GRID,
+        block_size: int | None = None,
+        device: str = "auto",
+        per_vector: PerVector | None = None,
+    ) -> Result:
+        """Quantize many vectors in one request, or in a few if they are many or large.
+
+        What each would be alone, sooner: for small vectors most of a call's time is the request.
+
+        Parameters
+        ----------
+        vectors
+            Arrays as for `quantize`, in a sequence; or a mapping of them by name, e.g. a
+            model's tensors. A name has at most 256 bytes.
+        bits, method, num_levels, bins, grid, block_size, device
+            As for `quantize`, for every vector.
+        seed
+            Each vector has a seed of its own, derived from this one and its position, so that
+            their errors are independent; drawn when None. `QuantizedVector.seed` tells it.
+        per_vector
+            Options of single vectors, by position or name, in place of those for all: any of
+            the above and ``weights``. A ``seed`` given here is used as it is.
+
+        Returns
+        -------
+        list or dict of QuantizedVector
+            In the order of `vectors`; a dict if they have names. They share the memory of the
+            received message: keep ``QuantizedVector.from_bytes(q.to_bytes())`` to keep one.
+
+        Raises
+        ------
+        Invalid, QuiverClientError
+            As for `quantize`; `field` says which vector: ``vectors[3].bits``. It is all or
+            nothing: one refusal refuses all. `timeout` is for all requests together.
+        """
+        wanted = Wanted.of(
+            vectors,
+            per_vector,
+            bits=bits,
+            num_levels=num_levels,
+            method=method,
+            bins=bins,
+            grid=grid,
+            block_size=block_size,
+            seed=seed,
+            device=device,
+        )
+        found = self._session.perform_all(wanted.calls())
+        return wanted.result([q for vectors in found for q in vectors])
 
     def dequantize(self, q: QuantizedVector) -> NDArray[Any]:
         """The decoded vector, in the shape and dtype of the original.

@@ -19,7 +19,8 @@ from quiver_kernels.checks import (
     mean_dtype,
 )
 from quiver_kernels.cpu import cells as counting
-from quiver_kernels.cpu import chunking, coding, exact, solving
+from quiver_kernels.cpu import chunking, coding, exact, layers, solving, sorting
+from quiver_kernels.cpu.area import Curve
 from quiver_kernels.cpu.compile import Floats
 from quiver_kernels.dtypes import WIRE_DTYPES, wire_name
 from quiver_kernels.options import GRIDS, METHODS, QuantizeOptions
@@ -129,6 +130,12 @@ class CpuBackend:
         self.quantize(extreme, replace(options, num_levels=2, bits=1), None)
 
     def _warm_solvers(self, values: Floats, weights: Floats) -> None:
+        # What many values take to be sorted, and many points to be solved for.
+        for x in (values.astype(np.float32), values):
+            for given in (chunking.NO_WEIGHTS, weights):
+                sorting.merged_pairs(x, given, exact.DIRECT)
+        for doubles in (0, 2):
+            layers.layered_path(Curve.of(values, weights), 8, doubles, unit_weights=False)
         # Short vectors go to the dynamic programme, longer ones to a search over all values.
         for count in (100, exact.SMALL_WORK // 4):
             self.quantize(values[:count], QuantizeOptions.create(bits=3, seed=1), None)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from quiver_kernels.cells import SHORT_OFFSET, Cells, Cut, ascending, normal, replaced
 from quiver_kernels.cpu.compile import Floats, Ints, frozen, kernel
 from quiver_kernels.partition import Partition
+from quiver_kernels.stopping import checkpoint
 
 _TILE = 512
 # Offsets have 45 bits at most, so this many of them, and a rest, add up within 63.
@@ -403,7 +404,9 @@ def collect(chunks: Chunks, cells: Cells, chosen: NDArray[np.bool_]) -> tuple[ND
 def refine(chunks: Chunks, cells: Cells, chosen: NDArray[np.bool_], bits: int) -> Cells:
     """The cells with each `chosen` row cut into up to ``2**bits`` pieces of a width; one pass."""
     cut = Cut.of(cells, chosen, bits)
-    return replaced(cells, chosen, count_pieces(chunks, cut, weighted=cells.weight is not None))
+    pieces = count_pieces(chunks, cut, weighted=cells.weight is not None)
+    checkpoint()
+    return replaced(cells, chosen, pieces)
 
 
 def count_pieces(chunks: Chunks, cut: Cut, *, weighted: bool = False) -> Cells:
@@ -435,10 +438,13 @@ def count_pieces(chunks: Chunks, cut: Cut, *, weighted: bool = False) -> Cells:
             piece = cut.pieces_of(row, offset)
             sums[:, 0] += np.bincount(piece, heavy, len(rows))
             sums[:, 1] += np.bincount(piece, heavy * offset, len(rows))
+    checkpoint()
     found = rows[:, 3] >= 0
     index = np.repeat(cut.index, np.diff(first))
     sums = None if sums is None else sums[found]
-    return ascending(_cells(cut.partition, index[found], rows[found], sums))
+    pieces = _cells(cut.partition, index[found], rows[found], sums)
+    checkpoint()
+    return ascending(pieces)
 
 
 def _picked(chunks: Chunks, cut: Cut) -> Iterator[tuple[NDArray[Any], Floats, Ints, Ints]]:

@@ -19,12 +19,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quiver_kernels.cpu.area import Curve
 from quiver_kernels.cpu.compile import Floats, Ints, kernel
+from quiver_kernels.stopping import checkpoint
 
 Flags = NDArray[np.bool_]
 
@@ -33,6 +35,8 @@ _PARTS = 4
 _EXTREMES = 32
 _MAX_STAGES = 64
 _MAX_SEARCH = 200
+# Nodes times passes between two looks whether to go on.
+_WORK = 1 << 17
 _POWER_STEPS = 12
 _MAX_ROUNDS = 8
 _PRUNINGS = 3
@@ -107,6 +111,68 @@ class Found:
     certificate: Certificate
 
 
+class Hunt(NamedTuple):
+    """How far the search for a stage's price per link has come.
+
+    Attributes
+    ----------
+    passes
+        Passes made; 0 once it is done: nothing was found.
+    price
+        To be tried next, or found.
+    low, high
+        Prices that give too many links, and too few.
+    few_links, many_links
+        Links of the paths there; 0: none yet.
+    found
+        Passes made when the best price so far was found, 0: none; then that price, the priced
+        cost of its best path, and the plain one.
+    """
+
+    passes: int
+    price: float
+    low: float
+    high: float
+    few_links: int
+    many_links: int
+    found: int
+    found_price: float
+    total: float
+    cost: float
+    done: bool
+
+
+class State(NamedTuple):
+    """How far a search has come, but for its nodes and its best path.
+
+    Attributes
+    ----------
+    stage
+        The number of this stage, from 1.
+    upper
+        Cost of the best path.
+    previous
+        Gap of the stage before.
+    longest
+        As of `run_stage`.
+    passes, most
+        As of `Certificate`.
+    hunt
+        This stage's search for its price.
+    done
+        Whether the search is over.
+    """
+
+    stage: int
+    upper: float
+    previous: float
+    longest: float
+    passes: int
+    most: int
+    hunt: Hunt
+    done: bool
+
+
 def certified_path(
     curve: Curve, links: int, start: Nodes | None = None, caution: float = 1.0
 ) -> Found | None:
@@ -137,8 +203,15 @@ def certified_path(
         keep = np.ones(start.index.size, np.bool_)
         price = start.price
         index, alive = _divide(start.index, start.alive, keep, _PARTS)
-    path, figures = np.empty(links + 1, np.int64), np.empty(6)
-    index, alive = search(*arrays, links, price, index, alive, caution, path, figures)
+    path, figures = np.empty(links + 1, np.int64), np.zeros(6)
+    hunt = Hunt(0, price, 0.0, math.inf, 0, 0, 0, 0.0, 0.0, 0.0, done=False)
+    state = State(1, math.inf, math.inf, math.inf, 0, 0, hunt, done=False)
+    f, sides = np.empty(0), np.empty((3, 0), np.int64)
+    while not state.done:
+        checkpoint()
+        state, index, alive, f, sides = search(
+            *arrays, links, state, index, alive, f, sides, caution, _WORK, path, figures
+        )
     stages, passes, most, gap, rounding, price = figures.tolist()
     if stages == 0:
         return None
@@ -155,53 +228,82 @@ def search(
     first: Floats,
     last: Floats,
     links: int,
-    price: float,
+    state: State,
     index: Ints,
     alive: Flags,
+    f: Floats,
+    sides: Ints,
     caution: float,
+    work: int,
     best: Ints,
     figures: Floats,
-) -> tuple[Ints, Flags]:
-    """`certified_path` on the arrays of a `Curve`; returns the last stage's nodes.
+) -> tuple[State, Ints, Flags, Floats, Ints]:
+    """Go on with `certified_path` on the arrays of a `Curve`, for about `work` node visits.
 
     Parameters
     ----------
+    state, index, alive, f, sides
+        Where it stands: the stage's nodes, and what `find_price` keeps from pass to pass.
     best
-        Out: the path, shape (links + 1,).
+        In and out: the path, shape (links + 1,).
     figures
         Out: stages (0: no path was found), passes, most nodes, gap, rounding, price.
+
+    Returns
+    -------
+    state, index, alive, f, sides
+        Where it stands now; once it is done, the last stage's nodes.
     """
-    upper, previous, longest, passes, most = np.inf, np.inf, np.inf, 0, 0
-    figures[0] = 0.0
-    for stage in range(1, _MAX_STAGES + 1):
+    upper, previous, longest, passes = state.upper, state.previous, state.longest, state.passes
+    most, hunt = state.most, state.hunt
+    spent = 0
+    for stage in range(state.stage, _MAX_STAGES + 1):
         m = index.size
         keep = np.ones(m, np.bool_)
         if m > links:
             most = max(most, m)
+            if hunt.passes == 0:
+                f, sides = np.empty(m), np.empty((3, m), np.int64)
             at_x, at_area, at_first, at_last = (np.empty(m), np.empty(m), np.empty(m), np.empty(m))
             for v in range(m):
                 i = index[v]
                 at_x[v], at_area[v], at_first[v], at_last[v] = x[i], area[i], first[i], last[i]
+            path = sides[2]
+            if not hunt.done:
+                before = hunt.passes
+                more = max(1, (work - spent) // m)
+                hunt = find_price(
+                    at_x, at_area, at_first, at_last, links, hunt, more, f, sides[0], sides[1], path
+                )
+                spent += max(hunt.passes - before, 1) * m
+            if hunt.done and hunt.passes == 0:
+                done = State(stage, upper, previous, longest, passes, most, hunt, True)
+                return done, index, alive, f, sides
+            if spent >= work or not hunt.done:
+                paused = State(stage, upper, previous, longest, passes, most, hunt, False)
+                return paused, index, alive, f, sides
             heights = _chord_heights(x, slope, inside, area, index)
-            path = np.empty(m, np.int64)
-            used, price, cost, gap, tolerance, rounding, longest = run_stage(
+            cost, price = hunt.cost, hunt.price
+            gap, tolerance, rounding, longest = run_stage(
                 at_x,
                 at_area,
-                at_first,
                 at_last,
                 heights,
                 links,
                 price,
+                hunt.total,
+                cost,
                 upper,
                 longest,
                 caution,
                 alive,
                 keep,
                 path,
+                f,
             )
-            passes += used
-            if used == 0:
-                return index, alive
+            passes += hunt.passes + 1
+            # The way back, and bounds over the cells, take as long as some passes.
+            spent += 4 * m
             if cost < upper:
                 upper = cost
                 for i in range(links + 1):
@@ -219,36 +321,43 @@ def search(
                 scale = 1.0 / upper if upper > 0.0 else 0.0
                 figures[0], figures[1], figures[2] = stage, passes, most
                 figures[3], figures[4], figures[5] = gap * scale, rounding * scale, price
-                return _divide(index, alive, keep, 1 if gap > tolerance else 0)
+                index, alive = _divide(index, alive, keep, 1 if gap > tolerance else 0)
+                done = State(stage, upper, previous, longest, passes, most, hunt, True)
+                return done, index, alive, f, sides
         index, alive = _divide(index, alive, keep, _PARTS)
-    figures[0] = 0.0
-    return index, alive
+        hunt = Hunt(0, hunt.price, 0.0, np.inf, 0, 0, 0, 0.0, 0.0, 0.0, False)
+    done = State(_MAX_STAGES, upper, previous, longest, passes, most, hunt, True)
+    return done, index, alive, f, sides
 
 
 @kernel
 def run_stage(
     x: Floats,
     area: Floats,
-    first: Floats,
     last: Floats,
     heights: Floats,
     links: int,
     price: float,
+    total: float,
+    cost: float,
     upper: float,
     longest: float,
     caution: float,
     alive: Flags,
     keep: Flags,
     path: Ints,
-) -> tuple[int, float, float, float, float, float, float]:
-    """Best path over nodes, and what cannot be part of a better one.
+    f: Floats,
+) -> tuple[float, float, float, float]:
+    """What cannot be part of a better path than the best one over nodes.
 
     Parameters
     ----------
-    x, area, first, last
+    x, area, last
         The curve at the nodes.
     heights
         How far the chord of each cell may lie above the curve inside it.
+    price, total, cost, path, f
+        As of `find_price`; `f` is spoiled.
     upper
         Cost of a solution known before.
     longest
@@ -257,22 +366,14 @@ def run_stage(
         In and out: cells that may hold a level inside.
     keep
         Out: nodes that may be a level of an optimal solution, or end an alive cell.
-    path
-        Out: the best path, as node numbers; shape (m,), of which links + 1 are used.
 
     Returns
     -------
-    passes, price, cost, gap, tolerance, rounding, longest
-        Priced passes (0: no path was found), the price per link of the path, its cost, upper
-        less lower bound, how much of that may be rounding, and how much of the cost; `longest`
-        as far as it is now known.
+    gap, tolerance, rounding, longest
+        Upper less lower bound, how much of that may be rounding, and how much of the cost;
+        `longest` as far as it is now known.
     """
     m = x.size
-    f = np.empty(m)
-    passes, price, total, cost = find_price(x, area, first, last, links, price, f, path)
-    if passes == 0:
-        return 0, price, 0.0, 0.0, 0.0, 0.0, longest
-
     # through[v]: least priced cost of a path through node v, made from both sides of it.
     mirrored_x, mirrored_area, mirrored_last = np.empty(m), np.empty(m), np.empty(m)
     backward, back = np.empty(m), np.empty(m, np.int64)
@@ -298,7 +399,7 @@ def run_stage(
         keep[v] = beside or through[v] - eps <= limit
     keep[0] = keep[m - 1] = True
     longest = min(longest, slack + eps)
-    return passes + 1, price, cost, target - total + eps, tolerance, rounding, longest
+    return target - total + eps, tolerance, rounding, longest
 
 
 @kernel
@@ -388,30 +489,57 @@ def find_price(
     first: Floats,
     last: Floats,
     links: int,
-    price: float,
+    hunt: Hunt,
+    more: int,
     f: Floats,
+    few: Ints,
+    many: Ints,
     path: Ints,
-) -> tuple[int, float, float, float]:
+) -> Hunt:
     """A price at which the best node path has `links` links, of the order of that path's cost.
 
     Where ties leave no such price, the path is spliced from the optimal ones on either side.
 
+    Parameters
+    ----------
+    hunt
+        How far it has come; it stops after `more` passes.
+    few, many
+        In and out: the paths with fewer and with more links, shape (m,).
+    f, path
+        In and out: once it is done, f[v] is the priced cost of reaching node v, and `path`, its
+        first links + 1 entries, the path found.
+
     Returns
     -------
-    passes, price, total, cost
-        Passes made (0: nothing was found), the price, the priced cost of the best path of any
-        number of links, and the plain cost of `path`, its first links + 1 entries.
-        f[v] is the priced cost of reaching node v.
+    Hunt
+        Once it is done: `passes` made (0: nothing was found), the price, `total`, the priced
+        cost of the best path of any number of links, and the plain cost of `path`.
     """
     m = x.size
     reached, back, work = np.empty(m), np.empty(m, np.int64), np.empty(m, np.int64)
-    few, many = np.empty(m, np.int64), np.empty(m, np.int64)
-    few_links, many_links = 0, 0
-    low, high = 0.0, np.inf
-    found, found_price, found_total, found_cost = 0, 0.0, 0.0, 0.0
+    few_links, many_links = hunt.few_links, hunt.many_links
+    low, high, price = hunt.low, hunt.high, hunt.price
+    found, found_price = hunt.found, hunt.found_price
+    found_total, found_cost = hunt.total, hunt.cost
     total = 0.0
-    passes = 0
+    passes = hunt.passes
+    last_pass = passes + more
     while passes < _MAX_SEARCH:
+        if passes == last_pass:
+            return Hunt(
+                passes,
+                price,
+                low,
+                high,
+                few_links,
+                many_links,
+                found,
+                found_price,
+                found_total,
+                found_cost,
+                False,
+            )
         passes += 1
         priced_paths(x, area, first, price, reached, back)
         total, end = np.inf, 1
@@ -450,12 +578,16 @@ def find_price(
             break
         price = guess
     if found > 0:
-        return passes, found_price, found_total, found_cost
-    if few_links == 0 or many_links == 0 or not _splice(few, few_links, many, links, path):
-        return 0, price, 0.0, 0.0
-    for v in range(m):
-        f[v] = reached[v]
-    return passes, price, total, path_cost(x, area, first, last, path, links)
+        price, total, cost = found_price, found_total, found_cost
+    elif few_links > 0 and many_links > 0 and _splice(few, few_links, many, links, path):
+        for v in range(m):
+            f[v] = reached[v]
+        cost = path_cost(x, area, first, last, path, links)
+    else:
+        passes, total, cost = 0, 0.0, 0.0
+    return Hunt(
+        passes, price, low, high, few_links, many_links, found, found_price, total, cost, True
+    )
 
 
 @kernel

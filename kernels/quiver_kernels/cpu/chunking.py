@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from quiver_kernels.cpu.compile import Floats, frozen
 from quiver_kernels.dtypes import widen
 from quiver_kernels.options import QuantizeOptions
+from quiver_kernels.stopping import STEP, checkpoint, slices
 
 CHUNK = 1 << 18
 NO_WEIGHTS = np.empty(0)
@@ -23,6 +24,7 @@ def chunks(flat: NDArray[Any], size: int | None = None) -> Iterator[tuple[int, N
     """Offsets and pieces of `flat`: native float32 or float64, aligned, read-only."""
     size = CHUNK if size is None else size
     for start in range(0, flat.size, size):
+        checkpoint()
         yield start, piece(flat, start, start + size)
 
 
@@ -49,14 +51,37 @@ def block_spans(size: int, block: int) -> list[tuple[int, int]]:
 
 
 def block_rows(flat: NDArray[Any], block: int) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Whole blocks as rows, some at a time, and last a shorter one if there is a rest."""
+    """Whole blocks as rows, some at a time, and last a shorter one if there is a rest.
+
+    Native float32 or float64, aligned; a block larger than a chunk is left as it is.
+    """
     whole = flat.size // block * block
     step = max(1, CHUNK // block) * block
     for start in range(0, whole, step):
-        part = np.require(widen(flat[start : min(start + step, whole)]), requirements="A")
-        yield start, part.reshape(-1, block)
+        checkpoint()
+        yield start, _row_values(flat[start : min(start + step, whole)]).reshape(-1, block)
     if whole < flat.size:
-        yield whole, np.require(widen(flat[whole:]), requirements="A").reshape(1, -1)
+        checkpoint()
+        yield whole, _row_values(flat[whole:]).reshape(1, -1)
+
+
+def _row_values(part: NDArray[Any]) -> NDArray[Any]:
+    return part if part.size > CHUNK else np.require(widen(part), requirements="A")
+
+
+def converted(values: NDArray[Any], *dtypes: np.dtype[Any]) -> NDArray[Any]:
+    """A copy of `values`, shape (n,) or (n, s), as one type after the other, the last to stay."""
+    if values.size <= STEP:
+        for dtype in dtypes:
+            values = values.astype(dtype)
+        return values
+    out = np.empty(values.shape, dtypes[-1])
+    for part in slices(len(values), max(1, STEP // max(values[:1].size, 1))):
+        piece = values[part]
+        for dtype in dtypes:
+            piece = piece.astype(dtype)
+        out[part] = piece
+    return out
 
 
 def slice_weights(weights: Floats, start: int, size: int) -> Floats:

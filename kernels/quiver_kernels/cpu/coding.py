@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from quiver_kernels.packing import packed_size
 from quiver_kernels.quantized import QuantizedVector
 from quiver_kernels.rounding import rounding_table
 from quiver_kernels.sharing import run_parts
+from quiver_kernels.stopping import STEP, checkpoint, slices
 
 
 def encode(
@@ -79,7 +81,16 @@ def encode(
 
 
 def _column_sums(sums: list[Floats]) -> list[float]:
-    return [math.fsum(column) for column in np.concatenate(sums).T.tolist()]
+    return [
+        math.fsum(itertools.chain.from_iterable(_column(sums, number)))
+        for number in range(sums[0].shape[1])
+    ]
+
+
+def _column(sums: list[Floats], number: int) -> Iterator[list[float]]:
+    for part in sums:
+        checkpoint()
+        yield part[:, number].tolist()
 
 
 def _pack(
@@ -99,7 +110,7 @@ def dequantize(q: QuantizedVector) -> NDArray[Any]:
     dtype = WIRE_DTYPES[q.dtype]
     # Entries are moved as bits, so that bfloat16, unknown to Numba, needs no kernel of its own.
     raw = np.dtype(f"u{dtype.itemsize}")
-    tables = np.atleast_2d(q.levels).astype(dtype).view(raw)
+    tables = chunking.converted(np.atleast_2d(q.levels), dtype).view(raw)
     out = np.empty(q.size, dtype=dtype)
     block = _values_per_table(q)
 
@@ -117,17 +128,15 @@ def mean(
 ) -> NDArray[Any]:
     """Sum of share times decoded vector, accumulated in float64."""
     out = np.empty(vectors[0].size, dtype=dtype)
-    low = min(float(q.levels.min()) for q in vectors)
-    high = max(float(q.levels.max()) for q in vectors)
-    tables = [
-        frozen(share * np.atleast_2d(q.levels).astype(np.float64))
-        for q, share in zip(vectors, shares, strict=True)
-    ]
+    ends = [_ends(q.levels) for q in vectors]
+    low, high = min(least for least, _ in ends), max(most for _, most in ends)
+    tables = [_shared_table(q, share) for q, share in zip(vectors, shares, strict=True)]
 
     def mean_of_span(span: tuple[int, int]) -> None:
         start, stop = span
         total = np.zeros(stop - start)
         for q, table in zip(vectors, tables, strict=True):
+            checkpoint()
             codes = _codes(q, start, stop)
             decode.add_up(codes, table, _values_per_table(q), start, total)
         # Shares add up to 1 but for rounding, which must not leave the levels' range.
@@ -135,6 +144,26 @@ def mean(
 
     run_parts(chunking.spans(out.size), mean_of_span)
     return out.reshape(vectors[0].shape)
+
+
+def _shared_table(q: QuantizedVector, share: float) -> Floats:
+    """The levels of a vector times its share of the mean."""
+    levels = np.atleast_2d(q.levels)
+    if levels.size <= STEP:
+        return frozen(share * levels.astype(np.float64))
+    table = np.empty(levels.shape)
+    for part in slices(len(levels), max(1, STEP // levels.shape[1])):
+        table[part] = share * levels[part].astype(np.float64)
+    return frozen(table)
+
+
+def _ends(levels: NDArray[Any]) -> tuple[float, float]:
+    """The least and the greatest level of all tables."""
+    if levels.size <= STEP:
+        return float(levels.min()), float(levels.max())
+    flat = levels.reshape(-1)
+    ends = [(float(flat[part].min()), float(flat[part].max())) for part in slices(flat.size)]
+    return min(low for low, _ in ends), max(high for _, high in ends)
 
 
 def errors(

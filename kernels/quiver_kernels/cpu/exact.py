@@ -7,15 +7,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quiver_kernels.claims import claim
 from quiver_kernels.cpu.area import Curve, build_curves
 from quiver_kernels.cpu.certified import Certificate, certified_path
+from quiver_kernels.cpu.chunking import converted
 from quiver_kernels.cpu.compile import Floats, Ints
+from quiver_kernels.cpu.layers import layered_path
 from quiver_kernels.cpu.narrowing import narrowed_levels
 from quiver_kernels.cpu.ordered import Ordered
 from quiver_kernels.cpu.path import accelerated_levels, accelerated_path, best_levels, best_path
+from quiver_kernels.stopping import checkpoint
 
 # Up to this many points times levels the dynamic programme is faster than the search.
 SMALL_WORK = 8_000
+# Above this many the programme stops between its layers, and within them, to look whether to go
+# on. Below it takes some 15 ms.
+LARGE_WORK = 1 << 16
 # Above this many values the search begins with sums over cells.
 DIRECT = 1 << 14
 # A proof with a larger gap than this and rounding is left to the programme, if its tables fit.
@@ -23,6 +30,8 @@ DIRECT = 1 << 14
 _PROVED = 1e-8
 _TERMS = 4.0
 _LARGEST_TABLES = 1 << 30
+# What each value takes there besides the tables.
+_PROGRAMME_BYTES = 100
 
 
 def solve_row(
@@ -47,16 +56,19 @@ def solve_row(
         levels = _narrowed(values, weights, unit, num_levels)
         if levels is not None:
             return levels
-    points, masses = _merge(values.astype(np.float64), weights)
+        claim(values.size * _PROGRAMME_BYTES)
+    points, masses = _merge(converted(values, np.dtype(np.float64)), weights)
+    checkpoint()
     if points.size <= num_levels:
         return padded(points, num_levels)
     unit_weights = accelerated and weights.size == 0
     if unit_weights:
         # Its closed form needs unit weights; equal neighbours are then points of their own.
-        points, masses = values.astype(np.float64), np.ones(values.size)
+        points, masses = converted(values, np.dtype(np.float64)), np.ones(values.size)
     # The ends are levels and cost nothing: their weight would only shift the curve's anchor.
     masses[0] = masses[-1] = 0.0
     curve = Curve.of(points, masses)
+    checkpoint()
     found = None
     if points.size * num_levels > SMALL_WORK and not accelerated:
         found = certified_path(curve, num_levels - 1)
@@ -64,6 +76,8 @@ def solve_row(
     if found is not None and (accepted(found.certificate) or tables > _LARGEST_TABLES):
         path = found.path
     else:
+        if not accelerated:
+            claim(points.size * _PROGRAMME_BYTES + tables)
         path = programme(curve, num_levels, accelerated, unit_weights)
     return padded(np.unique(points[path]), num_levels)
 
@@ -75,6 +89,7 @@ def _narrowed(values: NDArray[Any], weights: Floats, unit: float, num_levels: in
         keep = weights > 0
         keep[0] = keep[-1] = True
         values, weights = values[keep], weights[keep]
+    checkpoint()
     ordered = Ordered(values, weights, unit)
     found = narrowed_levels(ordered.summary(num_levels), num_levels, ordered.look)
     if found is None or not accepted(found.certificate):
@@ -87,6 +102,9 @@ def programme(
 ) -> Ints:
     """Numbers of the best `num_levels` >= 3 points, by dynamic programming; O(s n log n)."""
     x, slope, area, first, last = curve.x, curve.slope, curve.area, curve.first, curve.last
+    if x.size * num_levels > LARGE_WORK:
+        doubles = (num_levels - 3) // 2 if accelerated else 0
+        return layered_path(curve, num_levels, doubles, unit_weights)
     path = np.empty(num_levels, np.int64)
     if accelerated:
         accelerated_path(x, slope, area, first, last, num_levels, unit_weights, path)
@@ -103,7 +121,9 @@ def accepted(proof: Certificate | None) -> bool:
 def _merge(values: Floats, weights: Floats) -> tuple[Floats, Floats]:
     """Distinct values with their total weights, without inner ones of weight 0."""
     starts = np.concatenate([[0], 1 + np.flatnonzero(values[1:] != values[:-1])])
+    checkpoint()
     points = values[starts]
+    checkpoint()
     if weights.size == 0:
         return points, np.diff(np.append(starts, values.size)).astype(np.float64)
     masses = np.add.reduceat(weights, starts)
@@ -132,8 +152,18 @@ def solve_small_rows(rows: Floats, weights: Floats, accelerated: bool, levels: F
     counts = np.empty(len(rows), np.int64)
     points, x, slope, area, first, last = (np.empty(rows.shape) for _ in range(6))
     build_curves(rows, weights, counts, points, x, slope, area, first, last)
-    if accelerated:
-        unit_weights = weights.size == 0
+    unit_weights = weights.size == 0
+    if rows.shape[1] * levels.shape[1] > LARGE_WORK:
+        nothing = np.zeros(rows.shape)
+        for row, n in enumerate(counts.tolist()):
+            path = np.arange(n)
+            if n > levels.shape[1]:
+                arrays = (a[row, :n] for a in (x, slope, area, first, last, nothing))
+                curve = Curve(*arrays)
+                unit = unit_weights and n == rows.shape[1]
+                path = programme(curve, levels.shape[1], accelerated, unit)
+            levels[row] = padded(np.unique(points[row, path]), levels.shape[1])
+    elif accelerated:
         accelerated_levels(points, x, slope, area, first, last, counts, unit_weights, levels)
     else:
         best_levels(points, x, area, first, last, counts, levels)

@@ -7,13 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from quiver_kernels.claims import claim
 from quiver_kernels.cpu.certified import Certificate, Nodes, certified_path
 from quiver_kernels.cpu.compile import Floats, Ints
 from quiver_kernels.cpu.summary import Flags, Summary
+from quiver_kernels.stopping import checkpoint
 
 Look = Callable[[Summary, Ints], Summary]
 
 _MAX_LOOKS = 64
+# Cells by levels that a search hardly exceeds, and what one takes: beyond them memory is asked for.
+_USUAL_CELLS = ((8, 1 << 16), (32, 9 << 14), (256, 1 << 18))
+_CELL_BYTES = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +60,18 @@ def narrowed_levels(summary: Summary, num_levels: int, look: Look) -> Progress |
         Gives a summary of the values in some cells of a summary, cut up finer.
     """
     progress: Progress | None = None
+    usual = next(cells for levels, cells in _USUAL_CELLS if num_levels <= levels)
     for _ in range(_MAX_LOOKS):
+        checkpoint()
+        claim((summary.minimum.size - usual) * _CELL_BYTES)
         progress = search(summary, num_levels, progress)
         if progress is None or progress.undecided.size == 0:
             return progress
+        checkpoint()
         finer = look(summary, progress.undecided)
         if finer.minimum.size <= progress.undecided.size and not finer.known.any():
             return None  # nothing was cut: another look would find the same
+        checkpoint()
         summary = summary.replaced(progress.undecided, finer, progress.kept)
     return None
 
@@ -82,6 +92,7 @@ def search(summary: Summary, num_levels: int, before: Progress | None = None) ->
         None where ties defeat the search.
     """
     points, curve = summary.curve()
+    checkpoint()
     if points.size <= num_levels:
         unknown = np.flatnonzero(~summary.known)
         every = np.ones(points.size, np.bool_)

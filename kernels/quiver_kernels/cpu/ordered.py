@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from quiver_kernels.cpu.compile import Floats, Ints, frozen, kernel
 from quiver_kernels.cpu.summary import Summary
+from quiver_kernels.stopping import checkpoint
 
 _LONGEST = 1024
 _SAMPLE = 2048
@@ -33,6 +34,7 @@ class Ordered:
         values = frozen(self.values)
         limit = cell_measure(values, self.unit, _CELLS * num_levels**1.5)
         count = cut(values, self.unit, limit, _LONGEST, begin)
+        checkpoint()
         return self._sums(begin[:count], begin[1 : count + 1])
 
     def look(self, summary: Summary, cells: Ints) -> Summary:

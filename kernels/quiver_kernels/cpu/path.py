@@ -14,14 +14,40 @@ from quiver_kernels.cpu.compile import Floats, Ints, kernel
 
 
 @kernel
-def _step(x: Floats, area: Floats, best: Floats, after: Floats, choice: NDArray[np.int32]) -> None:
-    """One more level: after[j] = min over k <= j of best[k] + cost~[k, j]; O(n log n)."""
-    n = x.size
+def widest(n: int) -> int:
+    """Stride of the middle row of n, the first to be filled."""
     stride = 1
     while stride < n:
         stride *= 2
-    while stride > 0:
-        for j in range(stride - 1, n, 2 * stride):
+    return stride
+
+
+@kernel
+def step(
+    x: Floats,
+    area: Floats,
+    best: Floats,
+    after: Floats,
+    choice: NDArray[np.int32],
+    stride: int,
+    narrowest: int,
+    first: int,
+    stop: int,
+) -> None:
+    """One more level: after[j] = min over k <= j of best[k] + cost~[k, j]; O(n log n).
+
+    Parameters
+    ----------
+    stride, narrowest
+        Fill the rows of these strides and of those between, half as wide each; the rows of wider
+        ones are filled.
+    first, stop
+        Of each stride the rows from number `first` to `stop`, where it has as many.
+    """
+    n = x.size
+    while stride >= narrowest:
+        end = min(n, 2 * stride * stop)
+        for j in range(stride - 1 + 2 * stride * first, end, 2 * stride):
             low = choice[j - stride] if j >= stride else 0
             high = min(choice[j + stride], j) if j + stride < n else j
             xj, aj = x[j], area[j]
@@ -36,7 +62,7 @@ def _step(x: Floats, area: Floats, best: Floats, after: Floats, choice: NDArray[
 
 
 @kernel
-def _double_step(
+def double_step(
     x: Floats,
     slope: Floats,
     area: Floats,
@@ -45,6 +71,10 @@ def _double_step(
     choice: NDArray[np.int32],
     middle: NDArray[np.int32],
     unit_weights: bool,
+    stride: int,
+    narrowest: int,
+    first: int,
+    stop: int,
 ) -> None:
     """Two more levels at once; `middle` receives the level between choice[j] and j.
 
@@ -52,13 +82,16 @@ def _double_step(
     where the curve's slope passes the chord's. This is the paper's closed form (Accelerated
     QUIVER): with unit weights slopes are consecutive integers and the index follows at once;
     otherwise it is found by bisection. The pair cost is Monge too, so the same search applies.
+
+    Parameters
+    ----------
+    stride, narrowest, first, stop
+        As of `step`.
     """
     n = x.size
-    stride = 1
-    while stride < n:
-        stride *= 2
-    while stride > 0:
-        for j in range(stride - 1, n, 2 * stride):
+    while stride >= narrowest:
+        end = min(n, 2 * stride * stop)
+        for j in range(stride - 1 + 2 * stride * first, end, 2 * stride):
             low = choice[j - stride] if j >= stride else 0
             high = min(choice[j + stride], j) if j + stride < n else j
             xj, aj = x[j], area[j]
@@ -116,10 +149,10 @@ def best_path(
     # Inner levels keep off both ends: costs measured from a far outlier carry its rounding.
     best[0] = np.inf
     for layer in range(layers):
-        _step(x, area, best, after, choices[layer])
+        step(x, area, best, after, choices[layer], widest(n), 1, 0, n)
         best, after = after, best
 
-    least, end = _cheapest(best, last)
+    least, end = cheapest(best, last)
     path[0], path[num_levels - 1] = 0, n - 1
     for place in range(num_levels - 2, 0, -1):
         path[place] = end
@@ -158,13 +191,15 @@ def accelerated_path(
     best[0] = np.inf
     for layer in range(single + doubles):
         if layer < single:
-            _step(x, area, best, after, choices[layer])
+            step(x, area, best, after, choices[layer], widest(n), 1, 0, n)
         else:
-            middle = middles[layer - single]
-            _double_step(x, slope, area, best, after, choices[layer], middle, unit_weights)
+            choice, middle = choices[layer], middles[layer - single]
+            double_step(
+                x, slope, area, best, after, choice, middle, unit_weights, widest(n), 1, 0, n
+            )
         best, after = after, best
 
-    least, end = _cheapest(best, last)
+    least, end = cheapest(best, last)
     path[0], path[num_levels - 1] = 0, n - 1
     place = num_levels - 2
     path[place] = end
@@ -180,7 +215,7 @@ def accelerated_path(
 
 
 @kernel
-def _cheapest(best: Floats, last: Floats) -> tuple[float, int]:
+def cheapest(best: Floats, last: Floats) -> tuple[float, int]:
     """Least cost of a path with its last link, and the point where that begins."""
     least, end = np.inf, 1
     for k in range(1, best.size - 1):

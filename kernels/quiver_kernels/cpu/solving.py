@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quiver_kernels.checks import Range
+from quiver_kernels.checks import Range, finite_range
 from quiver_kernels.cpu import approx, chunking, exact
 from quiver_kernels.cpu.compile import Floats, frozen
+from quiver_kernels.cpu.sorting import ascending
 from quiver_kernels.cpu.streaming import Stream, best_of_cells, streamed_levels
 from quiver_kernels.dtypes import WIRE_DTYPES, levels_dtype, widen, wire_name
 from quiver_kernels.options import QuantizeOptions
 from quiver_kernels.packing import num_blocks
 from quiver_kernels.partition import layout_of
+from quiver_kernels.stopping import checkpoint, slices
 
 # Blocks up to this length are solved many at a time, longer ones by a call for each.
 _SHORT = 4096
@@ -33,7 +35,7 @@ def solve(
     else:
         table = _block_levels(x.reshape(-1), options, weights)
     # Levels must be values of the vector's own type: decoding is then exact, and unbiased.
-    snapped = table.astype(WIRE_DTYPES[name]).astype(levels_dtype(name))
+    snapped = chunking.converted(table, WIRE_DTYPES[name], levels_dtype(name))
     return snapped[0] if options.block_size is None else snapped
 
 
@@ -41,8 +43,12 @@ def _scaled(weights: Floats) -> Floats:
     """Weights times a power of two: no optimum changes, and no sum leaves float64."""
     if weights.size == 0:
         return weights
-    exponent = -math.frexp(float(weights.max()))[1]
-    return np.ldexp(weights, exponent)
+    largest = max(float(weights[part].max()) for part in slices(weights.size))
+    exponent = -math.frexp(largest)[1]
+    scaled = np.empty(weights.size)
+    for part in slices(weights.size):
+        np.ldexp(weights[part], exponent, out=scaled[part])
+    return scaled
 
 
 def _table_levels(
@@ -120,9 +126,9 @@ def _rows_on_grid(
 ) -> None:
     """Levels of many short rows by ``approx`` or ``uniform``, without a call for each."""
     points = options.bins + 1 if options.method == "approx" else 0
-    step = max(1, chunking.CHUNK // max(points, 1))
-    for first in range(0, len(rows), step):
-        part = slice(first, first + step)
+    # The programme over the grid takes longest, where there is one.
+    work = points * options.num_levels if points else rows.shape[1]
+    for part in slices(len(rows), max(1, exact.LARGE_WORK // work)):
         count = len(rows[part])
         ends, grids, done = np.empty((count, 2)), np.empty((count, points)), np.empty(count, bool)
         approx.split_rows(
@@ -142,12 +148,8 @@ def _rows_on_grid(
 def _sorted_levels(
     flat: NDArray[Any], bounds: Range, options: QuantizeOptions, weights: Floats
 ) -> Floats:
-    values = widen(flat)
-    if weights.size:
-        order = np.argsort(values, kind="stable")
-        values, weights = values[order], weights[order]
-    else:
-        values = np.sort(values)
+    values, weights = ascending(flat, weights)
+    checkpoint()
     accelerated = options.method == "accelerated"
     return exact.solve_row(
         frozen(values), frozen(weights), bounds.unit, options.num_levels, accelerated
@@ -165,17 +167,35 @@ def _block_levels(flat: NDArray[Any], options: QuantizeOptions, weights: Floats)
         out = levels[first : first + len(rows)]
         row_weights = chunking.slice_weights(weights, start, rows.size).reshape(len(rows), -1)
         if options.sorts(size) and small:
-            ordered, in_order = _sorted_rows(rows, row_weights)
-            accelerated = options.method == "accelerated"
-            exact.solve_small_rows(frozen(ordered.astype(np.float64)), in_order, accelerated, out)
+            _solve_sorted_rows(rows, row_weights, options, out)
             continue
         if size <= _SHORT and options.spaces_evenly:
             _rows_on_grid(rows, row_weights, options, out)
             continue
         for row, row_weight, target in zip(rows, row_weights, out, strict=True):
-            bounds = Range(float(row.min()), float(row.max()))
+            checkpoint()
+            bounds = _row_range(row)
             target[:] = _table_levels(row, bounds, options, row_weight)
     return levels
+
+
+def _solve_sorted_rows(
+    rows: NDArray[Any], weights: Floats, options: QuantizeOptions, levels: Floats
+) -> None:
+    """Levels of short rows, as many at a time as take some 10 ms."""
+    accelerated = options.method == "accelerated"
+    step = max(1, exact.LARGE_WORK // (rows.shape[1] * options.num_levels))
+    for part in slices(len(rows), step):
+        ordered, in_order = _sorted_rows(rows[part], weights[part])
+        exact.solve_small_rows(
+            frozen(ordered.astype(np.float64)), in_order, accelerated, levels[part]
+        )
+
+
+def _row_range(row: NDArray[Any]) -> Range:
+    if row.size > chunking.CHUNK:
+        return finite_range(row)
+    return Range(float(row.min()), float(row.max()))
 
 
 def _sorted_rows(rows: NDArray[Any], weights: Floats) -> tuple[NDArray[Any], Floats]:

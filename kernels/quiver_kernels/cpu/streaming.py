@@ -23,6 +23,7 @@ from quiver_kernels.cpu.exact import padded, programme
 from quiver_kernels.cpu.narrowing import Progress, narrowed_levels, search
 from quiver_kernels.cpu.summary import Flags, Summary
 from quiver_kernels.partition import Layout, Partition
+from quiver_kernels.stopping import checkpoint
 
 # Cells by levels: windows of levels span more of them where levels are many. More cells than the
 # processor's cache holds take longer to count into than another pass does.
@@ -67,6 +68,7 @@ class Stream:
 def summary_of(cells: Cells, unit: float) -> Summary:
     """What is known of a vector, or a part of it, from its cells."""
     minimum, maximum = cells.minimum, cells.maximum
+    checkpoint()
     exponent = int(np.frexp(unit)[1]) - 1
     pair = cells.count <= 2
     if cells.weight is not None:
@@ -85,7 +87,9 @@ def summary_of(cells: Cells, unit: float) -> Summary:
 
 def best_of_cells(cells: Cells, num_levels: int) -> Floats:
     """The best `num_levels` levels among the cells' minima and maxima, the last repeated."""
+    checkpoint()
     summary = _whole_summary(cells)
+    checkpoint()
     if num_levels == 2:
         return np.array([summary.minimum[0], summary.maximum[-1]])
     found = search(summary, num_levels)
@@ -126,9 +130,12 @@ def streamed_levels(stream: Stream, num_levels: int) -> Progress | None:
             return _with_ends(found, summary, wanted)
         bits = int(np.log2(_MAX_PIECES / wanted.size))
         cells = counting.refine(stream.chunks(), cells, chosen, min(max(bits, 1), _MAX_BITS))
+        checkpoint()
         finer = summary_of(cells[_within(cells, summary, wanted)], unit)
+        checkpoint()
         return _with_ends(finer, summary, wanted)
 
+    checkpoint()
     return narrowed_levels(summary_of(cells, unit), num_levels, look)
 
 

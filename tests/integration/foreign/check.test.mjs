@@ -118,6 +118,20 @@ test("seeds are uint64: the largest comes back, and decides the codes", async ()
   assert.notDeepEqual(first.message.codes, other.message.codes);
 });
 
+test("many vectors by name are one request, each as if sent alone", async () => {
+  const weight = sample(1_000);
+  const bias = sample(10);
+  const vectors = { weight: tensor(weight), bias: { vector: tensor(bias), bits: 8, seed: 5n } };
+  const answer = decode(await post(url, "/quantize", { vectors, bits: 3, seed: MAX_SEED }), { useBigInt64: true });
+
+  assert.deepEqual(Object.keys(answer.vectors), ["weight", "bias"]);
+  assertFaithful(weight, answer.vectors.weight);
+  assertFaithful(bias, answer.vectors.bias);
+  const { message } = await quantize(url, weight, { bits: 3, seed: answer.vectors.weight.seed });
+  assert.deepEqual(message.codes, answer.vectors.weight.codes);
+  assert.ok(Number.isSafeInteger(Number(answer.vectors.weight.seed)));
+});
+
 test("a seed drawn by the server repeats its answer", async () => {
   const values = sample(5_000);
   const drawn = await quantize(url, values, { bits: 4 });

@@ -1,0 +1,122 @@
+"""What a request asks for one vector: its values, its weights and its options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+from msgspec import UNSET, UnsetType
+from numpy.typing import NDArray
+
+from quiver_kernels.errors import InvalidInput
+from quiver_kernels.options import DEFAULT_GRID, QuantizeOptions
+from quiver_kernels.tensors import TensorMessage, to_array, vector_from_bin
+
+MAX_LIST_NUMBERS = 10_000
+
+ArrayMessage = TensorMessage | memoryview | list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeRequest:
+    """A checked request for one vector: vector and weights of one shape, and options."""
+
+    vector: NDArray[Any]
+    weights: NDArray[Any] | None
+    options: QuantizeOptions
+
+
+class OptionsMessage(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """The options as they stand on the wire; what is absent is known to be."""
+
+    bits: int | UnsetType | None = UNSET
+    num_levels: int | UnsetType | None = UNSET
+    method: str | UnsetType = UNSET
+    bins: int | UnsetType = UNSET
+    grid: str | UnsetType = UNSET
+    block_size: int | UnsetType | None = UNSET
+    seed: int | UnsetType | None = UNSET
+    device: str | UnsetType = UNSET
+
+    def given(self) -> dict[str, Any]:
+        """The options that are there, null among them."""
+        found = ((name, getattr(self, name)) for name in OptionsMessage.__struct_fields__)
+        return {name: value for name, value in found if value is not UNSET}
+
+    def checked(self) -> QuantizeOptions:
+        """The options, checked, with defaults for what is absent."""
+        return QuantizeOptions.create(**self.given())
+
+
+class VectorMessage(OptionsMessage, forbid_unknown_fields=True, kw_only=True):
+    """The request for one vector as it stands on the wire."""
+
+    vector: ArrayMessage
+    weights: ArrayMessage | None = None
+
+
+def read_request(
+    vector: ArrayMessage, weights: ArrayMessage | None, options: QuantizeOptions
+) -> QuantizeRequest:
+    """Make arrays of `vector` and `weights`, and check them; nothing is copied but lists.
+
+    Raises
+    ------
+    InvalidInput
+        ``field`` is in ``vector`` or ``weights``.
+    """
+    values = _array(vector, "vector")
+    importance = None if weights is None else _array(weights, "weights")
+    if importance is not None and importance.shape != values.shape:
+        raise InvalidInput(
+            f"weights must have the vector's shape {list(values.shape)}; "
+            f"got {list(importance.shape)}",
+            code="shape_mismatch",
+            field="weights",
+        )
+    if values.size == 0:
+        raise InvalidInput(
+            "vector must hold at least one value; got none", code="empty_vector", field="vector"
+        )
+    return QuantizeRequest(values, importance, options)
+
+
+def _array(value: ArrayMessage, field: str) -> NDArray[Any]:
+    if isinstance(value, TensorMessage):
+        return to_array(value, field)
+    if isinstance(value, memoryview):
+        return vector_from_bin(value, field)
+    if len(value) > MAX_LIST_NUMBERS:
+        raise InvalidInput(
+            f"{field} given as a list holds at most {MAX_LIST_NUMBERS} numbers; got {len(value)}; "
+            "send a tensor or a bin",
+            code="too_many_elements",
+            field=field,
+        )
+    # A double beyond float32's range becomes infinity here and is refused as non-finite.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.array(value, dtype=np.float64).astype(np.float32)
+
+
+def option_fields(options: QuantizeOptions) -> dict[str, Any]:
+    """The options as keys of a message."""
+    fields = all_option_fields(options)
+    # A service older than this key refuses it, so it is left out where it says nothing new.
+    if options.grid == DEFAULT_GRID:
+        del fields["grid"]
+    return fields
+
+
+def all_option_fields(options: QuantizeOptions) -> dict[str, Any]:
+    """The options as keys of a message, defaults among them."""
+    return {
+        "num_levels": options.num_levels,
+        "method": options.method,
+        "bins": options.bins,
+        "block_size": options.block_size,
+        "seed": options.seed,
+        "device": options.device,
+        "grid": options.grid,
+    }
