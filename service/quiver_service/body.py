@@ -9,8 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from quiver_service.budget import Lease
 from quiver_service.deadline import Deadline
 from quiver_service.errors import ClientGone, ServiceError
+
+SLOW_SECONDS = 1.0
+MARGIN_BYTES = 1 << 20
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
@@ -29,7 +33,11 @@ class UploadLimits:
 
 
 async def read_body(
-    receive: Receive, length: int, limits: UploadLimits, deadline: Deadline | None = None
+    receive: Receive,
+    length: int,
+    limits: UploadLimits,
+    lease: Lease,
+    deadline: Deadline | None = None,
 ) -> memoryview:
     """Read a body of exactly `length` bytes into fresh memory; one copy, no joining.
 
@@ -41,6 +49,8 @@ async def read_body(
         As declared.
     limits
         How slowly it may come.
+    lease
+        Books the whole body; less while the upload is slow, see `_Booking`.
     deadline
         When the client wants no answer any more.
 
@@ -53,7 +63,8 @@ async def read_body(
     ------
     ServiceError
         ``stalled_upload``: a pause or the whole upload took too long; ``malformed_request``:
-        more bytes came than were declared; ``deadline``.
+        more bytes came than were declared; ``deadline``; ``busy``: a slow upload went on when
+        its memory had been lent to others.
     ClientGone
         The client left before the body was complete.
     """
@@ -64,6 +75,7 @@ async def read_body(
     if deadline is not None:
         last_moment = min(last_moment, deadline.at)
     filled = 0
+    booking = _Booking(lease, length, limits.min_bytes_per_second)
     try:
         async with asyncio.timeout_at(min(clock() + limits.idle_seconds, last_moment)) as timer:
             while True:
@@ -73,6 +85,7 @@ async def read_body(
                 chunk = message.get("body", b"")
                 if chunk:
                     filled = _append(view, filled, chunk)
+                    booking.fill(filled)
                 if not message.get("more_body", False):
                     break
                 if chunk:
@@ -88,9 +101,54 @@ async def read_body(
             got=filled,
             setting="QUIVER_BODY_IDLE_SECONDS",
         ) from None
+    finally:
+        booking.end()
     if filled != length:
         raise ClientGone("client_disconnect")
     return view
+
+
+class _Booking:
+    """Lends to others what a slow upload has declared and does not send.
+
+    Memory of the buffer is only taken as it fills. So an upload that is behind the least rate
+    after a second books what has come and a little more from then on; when it goes on, it books
+    again, and is refused if others hold too much by then.
+    """
+
+    def __init__(self, lease: Lease, length: int, bytes_per_second: float) -> None:
+        self._lease = lease
+        self._length = length
+        self._rate = bytes_per_second
+        self._loop = asyncio.get_running_loop()
+        self._begun = self._loop.time()
+        self._filled = 0
+        self._booked = length
+        self._timer: asyncio.TimerHandle | None = None
+        if length > MARGIN_BYTES:
+            self._timer = self._loop.call_later(SLOW_SECONDS, self._look)
+
+    def fill(self, filled: int) -> None:
+        """Note that `filled` bytes have come."""
+        self._filled = filled
+        if filled > self._booked:
+            self._book()
+
+    def end(self) -> None:
+        """Stop looking."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        if self._filled < self._rate * (self._loop.time() - self._begun):
+            self._book()
+        self._timer = self._loop.call_later(SLOW_SECONDS, self._look)
+
+    def _book(self) -> None:
+        booked = min(self._length, self._filled + MARGIN_BYTES)
+        if booked != self._booked:
+            self._lease.resize(booked)
+            self._booked = booked
 
 
 def _append(view: memoryview, filled: int, chunk: bytes) -> int:

@@ -54,7 +54,9 @@ async def exchange(request: Request, operation: Operation[A, B]) -> Response:
     context.at_end.callback(admission.lease.release)
     query = _query(request.scope["query_string"], admission.media_type)
     with context.phase("receive"):
-        body = await read_body(request.receive, admission.length, services.upload_limits, wish)
+        body = await read_body(
+            request.receive, admission.length, services.upload_limits, admission.lease, wish
+        )
     upload = Upload(body, admission.media_type, query)
     light = admission.length <= SMALL_BYTES and operation.light(upload)
     task = Task(

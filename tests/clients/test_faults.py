@@ -391,3 +391,14 @@ def test_plain_http_behind_https_is_a_lost_connection(server: Any, quick: RetryP
     ):
         client.quantize(SMALL)
     listener.close()
+
+
+def test_the_service_is_told_how_long_the_client_waits(
+    server: Any, steps: Any, quick: RetryPolicy
+) -> None:
+    server.play(steps.status(503), steps.ok)
+    with Client(server.url, timeout=20.0, retry=quick) as client:
+        client.quantize(SMALL)
+
+    first, second = (float(x.headers["x-request-timeout"]) for x in server.seen)
+    assert 20.0 < second < first <= 21.0

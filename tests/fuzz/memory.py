@@ -1,4 +1,4 @@
-"""What a process holds, as Linux tells: resident now, and at its highest since asked to count."""
+"""What Linux tells of a process: its memory now and at its highest, and how long it had to wait."""
 
 from __future__ import annotations
 
@@ -38,3 +38,12 @@ class Watch:
     def peak(self) -> int:
         """Bytes resident at the highest moment beyond those before."""
         return status(self.pid, "VmHWM") - self.before
+
+
+def waited(pid: int | str = "self") -> float:
+    """Seconds that the threads of a process were ready to run and had no processor."""
+    total = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            total += int((task / "schedstat").read_text().split()[1])
+    return total / 1e9

@@ -12,11 +12,16 @@ from typing import TypeVar
 from quiver_client._cancellation import Cancellation
 from quiver_client._core import Call
 from quiver_client._deadline import Clock, Deadline
+from quiver_client._messages import Request
 from quiver_client._retry import Attempts, RetryBudget, RetryPolicy
 from quiver_client._transport import Transport
 from quiver_client.errors import QuiverClientError
 
 T = TypeVar("T")
+
+# Seconds: what the service takes at most, and what it is told beyond the time left.
+_LONGEST_TIMEOUT = 86_400.0
+_TIMEOUT_MARGIN = 1.0
 
 
 def _request_id() -> str:
@@ -70,7 +75,8 @@ class Session:
         attempts = Attempts(self.policy, self.budget, deadline, self.uniform)
         while True:
             try:
-                return call.result(self.transport.send(request, deadline, self.cancellation))
+                timed = _with_timeout(request, deadline)
+                return call.result(self.transport.send(timed, deadline, self.cancellation))
             except QuiverClientError as error:
                 pause = attempts.pause_after(error)
                 if pause is None:
@@ -96,3 +102,12 @@ class Session:
             self.sleep(seconds)
         else:
             self.cancellation.pause(seconds)
+
+
+def _with_timeout(request: Request, deadline: Deadline) -> Request:
+    """The request with the time left for it, so that nothing is computed for nobody.
+
+    A little more than the time left, so that it is this client that tells of its timeout.
+    """
+    seconds = min(deadline.require() + _TIMEOUT_MARGIN, _LONGEST_TIMEOUT)
+    return replace(request, headers={**request.headers, "X-Request-Timeout": f"{seconds:.3f}"})

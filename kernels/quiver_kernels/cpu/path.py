@@ -105,13 +105,12 @@ def double_step(
                     if unit_weights:
                         b = min(max(k + int(np.ceil(chord - slope[k])), b), j - 1)
                     else:
-                        top = j - 1
-                        while b < top:
-                            mid = (b + top) // 2
-                            if slope[mid] >= chord:
-                                top = mid
-                            else:
-                                b = mid + 1
+                        # Halvings without a branch, which no processor could foretell.
+                        size = j - 1 - b
+                        while size > 0:
+                            half = size >> 1
+                            b = b if slope[b + half] >= chord else b + size - half
+                            size = half
                 xb, ab = x[b], area[b]
                 cost = best[k] + ((xb * ak - xk * ab) + (xj * ab - xb * aj))
                 if cost < least:
