@@ -31,6 +31,10 @@ LABEL org.opencontainers.image.title="quiver" \
       org.opencontainers.image.licenses="Apache-2.0"
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin quiver
 COPY --from=builder /opt/quiver /opt/quiver
+# Base images may come without bytecode of the standard library, and later none can be written: what a start imports.
+RUN NUMBA_CACHE_DIR=/tmp/build /opt/quiver/bin/python -c \
+    "import quiver_kernels.cpu.backend, quiver_service.healthcheck, quiver_service.server" \
+    && rm -rf /tmp/build
 # The root file system may be read-only: whatever is cached goes below /tmp, and nothing depends on it.
 ENV PATH=/opt/quiver/bin:$PATH \
     HOME=/tmp \

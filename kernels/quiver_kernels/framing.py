@@ -166,11 +166,11 @@ def _read_key(view: memoryview, kind: int, size: int, pos: int, seen: set[bytes]
     return end
 
 
-def has_few_values(buffer: Buffer, most: int) -> bool:
-    """Whether a message has at most `most` values, well formed so far; O(`most`), no errors."""
+def is_well_formed(buffer: Buffer, max_items: int) -> bool:
+    """Whether `check_structure` passes; at most `max_items` values are looked at."""
     try:
-        _walk(memoryview(buffer).cast("B"), most)
-    except (_Truncated, MalformedMessage):
+        check_structure(buffer, max_items)
+    except MalformedMessage:
         return False
     return True
 

@@ -18,7 +18,14 @@ from numpy.typing import NDArray
 
 from quiver_kernels.dtypes import WIRE_DTYPES, from_wire, levels_dtype
 from quiver_kernels.errors import InvalidInput
-from quiver_kernels.framing import MAX_ITEMS, Buffer, Segment, decode_typed, pack
+from quiver_kernels.framing import (
+    MAX_ITEMS,
+    Buffer,
+    Segment,
+    decode_checked,
+    decode_typed,
+    pack,
+)
 from quiver_kernels.options import MAX_BITS, MAX_LEVELS, MAX_SEED, MIN_BITS, MIN_LEVELS
 from quiver_kernels.packing import num_blocks, packed_size, unpack_codes
 from quiver_kernels.tensors import TensorMessage, byte_view, check_shape, tensor_fields, to_array
@@ -155,10 +162,19 @@ _DECODER = msgspec.msgpack.Decoder(QuantizedMessage)
 
 
 def decode_validated(
-    data: Buffer, decoder: msgspec.msgpack.Decoder[Any], max_items: int = MAX_ITEMS
+    data: Buffer,
+    decoder: msgspec.msgpack.Decoder[Any],
+    max_items: int = MAX_ITEMS,
+    *,
+    checked: bool = False,
 ) -> Any:
-    """`decode_typed` with msgspec's type errors turned into `InvalidInput`."""
+    """`decode_typed` with msgspec's type errors turned into `InvalidInput`.
+
+    `checked`: the caller has found the structure well formed.
+    """
     try:
+        if checked:
+            return decode_checked(data, decoder)
         return decode_typed(data, decoder, max_items)
     except msgspec.ValidationError as error:
         raise schema_error(error) from None

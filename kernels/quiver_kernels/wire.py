@@ -155,9 +155,16 @@ _LEVELS = msgspec.msgpack.Decoder(_LevelsAnswer)
 # -- requests, read by the service ------------------------------------------------------
 
 
-def decode_quantize_request(data: Buffer) -> QuantizeRequest | BatchRequest:
-    """Read a MessagePack request of ``/quantize``; arrays share the memory of `data`."""
-    message: _QuantizeMessage = decode_validated(data, _QUANTIZE, batch.MAX_BATCH_ITEMS)
+def decode_quantize_request(
+    data: Buffer, *, checked: bool = False
+) -> QuantizeRequest | BatchRequest:
+    """Read a MessagePack request of ``/quantize``; arrays share the memory of `data`.
+
+    `checked`: `framing.is_well_formed` was asked already.
+    """
+    message: _QuantizeMessage = decode_validated(
+        data, _QUANTIZE, batch.MAX_BATCH_ITEMS, checked=checked
+    )
     return _requested(message, message.vectors, batch.read_packed)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import urllib.parse
+from dataclasses import replace
 from typing import TypeVar
 
 from fastapi import Request
@@ -38,8 +39,9 @@ async def exchange(request: Request, operation: Operation[A, B]) -> Response:
     key = services.keys.check(headers)
     if key is not None:
         context.notes["key"] = key
-    client = client_of(key, request.scope)
-    context.at_end.callback(services.quotas.enter(client, context.declared_bytes))
+    if services.quotas.limited:
+        client = client_of(key, request.scope)
+        context.at_end.callback(services.quotas.enter(client, context.declared_bytes))
     services.lifecycle.check_serving()
     clock = asyncio.get_running_loop().time
     wish = Deadline.of_client(headers, clock())
@@ -59,6 +61,8 @@ async def exchange(request: Request, operation: Operation[A, B]) -> Response:
         )
     upload = Upload(body, admission.media_type, query)
     light = admission.length <= SMALL_BYTES and operation.light(upload)
+    if light:
+        upload = replace(upload, checked=True)
     task = Task(
         operation,
         upload,

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from numpy.typing import NDArray
 
 from quiver_kernels import wire
-from quiver_kernels.framing import Segment, has_few_values
+from quiver_kernels.framing import Segment, is_well_formed
 from quiver_kernels.quantized import QuantizedVector
 from quiver_kernels.wire import MEDIA_TYPES
 from quiver_service import effort, footprint
@@ -26,11 +26,18 @@ B = TypeVar("B")
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A complete body, and how it is to be read."""
+    """A complete body, and how it is to be read.
+
+    Attributes
+    ----------
+    checked
+        Whether `is_light` has found it to be one well-formed message.
+    """
 
     body: memoryview
     media_type: str
     query: Sequence[tuple[str, str]]
+    checked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +50,12 @@ class Work:
 
 
 def is_light(upload: Upload) -> bool:
-    """Whether a body has few values: a raw one, a short text, or a message of few values."""
+    """Whether a body has few values: a raw one, a short text, or a good message of few values."""
     if upload.media_type == OCTETS:
         return True
     if upload.media_type == JSON:
         return len(upload.body) <= _LIGHT_TEXT
-    return has_few_values(upload.body, _LIGHT_VALUES)
+    return is_well_formed(upload.body, _LIGHT_VALUES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +98,7 @@ def _decode_quantize(upload: Upload) -> Asked:
         return wire.quantize_request_from_raw(upload.body, upload.query)
     if upload.media_type == JSON:
         return wire.decode_quantize_json(upload.body)
-    return wire.decode_quantize_request(upload.body)
+    return wire.decode_quantize_request(upload.body, checked=upload.checked)
 
 
 def _footprint_quantize(request: Asked) -> Footprint:

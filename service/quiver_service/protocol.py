@@ -1,13 +1,14 @@
 """uvicorn's HTTP protocol with what it leaves out.
 
-A limit on the time of a head, a way to cut a connection, problem documents for bytes that
-are not HTTP, and a lingering close.
+Limits on the time and the size of a head, a way to cut a connection, problem documents for
+bytes that are not HTTP, and a lingering close.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any, cast
 
 import msgspec
@@ -19,16 +20,19 @@ from quiver_service.negotiation import PROBLEM_JSON
 from quiver_service.responses import ABORT_EXTENSION
 
 LINGER_SECONDS = 2.0
+MAX_HEAD_BYTES = 64 << 10
+MAX_HEAD_FIELDS = 256
 
 
 class GuardedProtocol(HttpToolsProtocol):
     """One connection.
 
-    A connection that sends no complete head within `header_seconds` is closed; answers
-    count as sent when the kernel has them; malformed HTTP gets a problem document. After an
-    answer that came before the body was read, what still arrives is dropped for a moment:
-    closing at once would make the kernel reset the connection, and a client that reads only
-    after it has sent would lose the answer.
+    A connection that sends no complete head within `header_seconds` is closed, and one whose
+    head has more than `MAX_HEAD_BYTES` or `MAX_HEAD_FIELDS` is refused; answers count
+    as sent when the kernel has them; malformed HTTP gets a problem document. After an answer that
+    came before the body was read, what still arrives is dropped for a moment: closing at once
+    would make the kernel reset the connection, and a client that reads only after it has sent
+    would lose the answer.
 
     Parameters
     ----------
@@ -43,6 +47,9 @@ class GuardedProtocol(HttpToolsProtocol):
         self._header_seconds = header_seconds
         self._header_timer: asyncio.TimerHandle | None = None
         self._lingering = False
+        # Bytes that the head being received may still have, and how many heads came before it.
+        self._head_left = MAX_HEAD_BYTES
+        self._heads = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start to wait for the first head."""
@@ -58,8 +65,32 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Read a part of a request, or drop what comes after the answer."""
-        if not self._lingering:
-            super().data_received(data)
+        # While a head is open, no more is looked at than it may have.
+        while self._header_timer is not None and len(data) > self._head_left:
+            piece, data = data[: self._head_left], data[self._head_left :]
+            if not self._feed(piece):
+                return
+        self._feed(data)
+
+    def _feed(self, data: bytes) -> bool:
+        """Parse some bytes; False if the rest is not wanted."""
+        if self._lingering or self.transport.is_closing():
+            return False
+        heads = self._heads
+        super().data_received(data)
+        if self._heads != heads or self._header_timer is None:
+            self._head_left = MAX_HEAD_BYTES
+            return True
+        self._head_left -= len(data)
+        if self._head_left <= 0:
+            self._refuse_head(f"the head of the request has {MAX_HEAD_BYTES} bytes or more")
+        elif len(self.headers or ()) > MAX_HEAD_FIELDS:
+            self._refuse_head(f"the head of the request has more than {MAX_HEAD_FIELDS} fields")
+        return self._head_left > 0
+
+    def _refuse_head(self, detail: str) -> None:
+        if not self.transport.is_closing():
+            self._answer(ServiceError("head_too_large", detail))
 
     def on_message_begin(self) -> None:
         """Give the request a way to cut its connection."""
@@ -70,6 +101,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Stop waiting for the head."""
         self._stop_header_timer()
+        self._heads += 1
         super().on_headers_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -79,10 +111,17 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer bytes that are not HTTP."""
-        problem = problem_of(ServiceError("malformed_request", msg), fresh_id(), 0)
+        self._answer(ServiceError("malformed_request", msg))
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Say nothing: any client may ask for another protocol, and is answered in this one."""
+
+    def _answer(self, error: ServiceError) -> None:
+        """Answer what never became a request, and close."""
+        problem = problem_of(error, fresh_id(), 0)
         body = msgspec.json.encode(problem.document)
         head = (
-            "HTTP/1.1 400 Bad Request\r\n"
+            f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}\r\n"
             f"content-type: {PROBLEM_JSON}\r\n"
             f"content-length: {len(body)}\r\n"
             f"x-request-id: {problem.document['request_id']}\r\n"
@@ -128,6 +167,11 @@ class _ClosingTransport:
         self._transport = transport
         self._close = close
         self._closing = False
+
+    def write(self, data: bytes) -> None:
+        """Send `data`; after `close` nothing, for more requests may have come at once."""
+        if not self.is_closing():
+            self._transport.write(data)
 
     def close(self) -> None:
         self._closing = True

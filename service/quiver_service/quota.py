@@ -82,6 +82,12 @@ class Quotas:
         self._active: dict[str, _Account] = {}
         self._idle: OrderedDict[str, _Account] = OrderedDict()
 
+    @property
+    def limited(self) -> bool:
+        """Whether anything is counted."""
+        limits = self.limits
+        return limits.requests_per_second is not None or limits.held_bytes is not None
+
     def __len__(self) -> int:
         """Accounts in memory."""
         return len(self._active) + len(self._idle)
@@ -94,9 +100,9 @@ class Quotas:
         ServiceError
             ``quota`` with the time to wait, or ``too_large`` for a body that no account holds.
         """
-        limits = self.limits
-        if limits.requests_per_second is None and limits.held_bytes is None:
+        if not self.limited:
             return _nothing
+        limits = self.limits
         account = self._active.get(client) or self._idle.pop(client, None)
         if account is None:
             account = _Account(float(limits.burst or 0), self._clock())

@@ -15,6 +15,7 @@ def plan(fake_command: list[str]) -> restarts.Plan:
         small=messages.quantize(messages.vector(256), bits=2, seed=1),
         large=messages.quantize(messages.vector(1 << 18), bits=1, seed=1),
         restarts=3,
+        rate=100.0,
         command=[*fake_command, "0.2", "light"],
         environment={"QUIVER_THREADS": 64},
     )

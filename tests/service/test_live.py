@@ -417,3 +417,50 @@ def test_probes_answer_while_large_requests_run(server: LiveServer):
         loader.join(60)
         probe.close()
     assert sorted(waits)[len(waits) // 2] < 0.1
+
+
+# -- heads without an end ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "count"),
+    [(b"X: y\r\n", 300), (b"X-Long: " + b"a" * 1000 + b"\r\n", 100), (b"X: " + b"a" * 200_000, 1)],
+    ids=["many", "long", "one"],
+)
+def test_a_head_too_large_is_refused(server: LiveServer, field: bytes, count: int):
+    with connected(server.port) as connection:
+        connection.sendall(b"POST /quantize HTTP/1.1\r\nHost: test\r\n" + field * count)
+        status, headers, body = read_answer(connection)
+
+        assert status == 431
+        assert json.loads(body)["code"] == "head_too_large"
+        assert headers["connection"] == "close"
+        assert ends(connection)
+
+
+def test_a_head_is_refused_on_a_kept_connection_too(server: LiveServer):
+    with connected(server.port) as connection:
+        connection.sendall(head(len(BODY)) + BODY)
+        assert read_answer(connection)[0] == 200
+        connection.sendall(b"POST /quantize HTTP/1.1\r\nHost: test\r\n" + b"X: y\r\n" * 60_000)
+
+        assert read_answer(connection)[0] == 431
+
+
+def test_a_large_head_within_the_limits_is_read(server: LiveServer):
+    fields = [f"X-{i}: {'a' * 200}" for i in range(200)]
+    with connected(server.port) as connection:
+        connection.sendall(head(len(BODY), *fields) + BODY)
+
+        assert read_answer(connection)[0] == 200
+
+
+def test_what_follows_an_early_answer_leaves_no_traceback(server: LiveServer):
+    """Pipelined requests and garbage in the packet whose first request closes the connection."""
+    # Bytes that are not HTTP are found before the first request is served.
+    for rest, status in ((head(len(BODY)) + BODY, 415), (b"\x00garbage\r\n\r\n", 400)):
+        with connected(server.port) as connection:
+            connection.sendall(head(len(BODY), "Content-Encoding: gzip") + BODY + rest)
+            assert read_answer(connection)[0] == status
+
+    assert "Traceback" not in server.text()

@@ -142,37 +142,6 @@ class Hunt(NamedTuple):
     done: bool
 
 
-class State(NamedTuple):
-    """How far a search has come, but for its nodes and its best path.
-
-    Attributes
-    ----------
-    stage
-        The number of this stage, from 1.
-    upper
-        Cost of the best path.
-    previous
-        Gap of the stage before.
-    longest
-        As of `run_stage`.
-    passes, most
-        As of `Certificate`.
-    hunt
-        This stage's search for its price.
-    done
-        Whether the search is over.
-    """
-
-    stage: int
-    upper: float
-    previous: float
-    longest: float
-    passes: int
-    most: int
-    hunt: Hunt
-    done: bool
-
-
 def certified_path(
     curve: Curve, links: int, start: Nodes | None = None, caution: float = 1.0
 ) -> Found | None:
@@ -204,12 +173,11 @@ def certified_path(
         price = start.price
         index, alive = _divide(start.index, start.alive, keep, _PARTS)
     path, figures = np.empty(links + 1, np.int64), np.zeros(6)
-    hunt = Hunt(0, price, 0.0, math.inf, 0, 0, 0, 0.0, 0.0, 0.0, done=False)
-    state = State(1, math.inf, math.inf, math.inf, 0, 0, hunt, done=False)
+    state = np.array([1.0, *[math.inf] * 3, *[0.0] * 3, price, 0.0, math.inf, *[0.0] * 7])
     f, sides = np.empty(0), np.empty((3, 0), np.int64)
-    while not state.done:
+    while state[0] > 0:
         checkpoint()
-        state, index, alive, f, sides = search(
+        index, alive, f, sides = search(
             *arrays, links, state, index, alive, f, sides, caution, _WORK, path, figures
         )
     stages, passes, most, gap, rounding, price = figures.tolist()
@@ -228,7 +196,7 @@ def search(
     first: Floats,
     last: Floats,
     links: int,
-    state: State,
+    state: Floats,
     index: Ints,
     alive: Flags,
     f: Floats,
@@ -237,13 +205,16 @@ def search(
     work: int,
     best: Ints,
     figures: Floats,
-) -> tuple[State, Ints, Flags, Floats, Ints]:
+) -> tuple[Ints, Flags, Floats, Ints]:
     """Go on with `certified_path` on the arrays of a `Curve`, for about `work` node visits.
 
     Parameters
     ----------
-    state, index, alive, f, sides
-        Where it stands: the stage's nodes, and what `find_price` keeps from pass to pass.
+    state
+        In and out: the number of the stage, from 1 (0: it is done); cost of the best path, gap of
+        the stage before, `longest` as of `run_stage`, passes, most nodes; then the stage's `Hunt`.
+    index, alive, f, sides
+        The stage's nodes, and what `find_price` keeps from pass to pass.
     best
         In and out: the path, shape (links + 1,).
     figures
@@ -251,13 +222,27 @@ def search(
 
     Returns
     -------
-    state, index, alive, f, sides
-        Where it stands now; once it is done, the last stage's nodes.
+    index, alive, f, sides
+        As they are now; once it is done, the last stage's nodes.
     """
-    upper, previous, longest, passes = state.upper, state.previous, state.longest, state.passes
-    most, hunt = state.most, state.hunt
+    upper, previous, longest = state[1], state[2], state[3]
+    passes, most = int(state[4]), int(state[5])
+    hunt = Hunt(
+        int(state[6]),
+        state[7],
+        state[8],
+        state[9],
+        int(state[10]),
+        int(state[11]),
+        int(state[12]),
+        state[13],
+        state[14],
+        state[15],
+        state[16] > 0.0,
+    )
+    first_stage, state[0] = int(state[0]), 0.0
     spent = 0
-    for stage in range(state.stage, _MAX_STAGES + 1):
+    for stage in range(first_stage, _MAX_STAGES + 1):
         m = index.size
         keep = np.ones(m, np.bool_)
         if m > links:
@@ -277,11 +262,20 @@ def search(
                 )
                 spent += max(hunt.passes - before, 1) * m
             if hunt.done and hunt.passes == 0:
-                done = State(stage, upper, previous, longest, passes, most, hunt, True)
-                return done, index, alive, f, sides
+                return index, alive, f, sides
             if spent >= work or not hunt.done:
-                paused = State(stage, upper, previous, longest, passes, most, hunt, False)
-                return paused, index, alive, f, sides
+                state[0], state[1], state[2], state[3] = stage, upper, previous, longest
+                state[4], state[5] = passes, most
+                state[6], state[7], state[8], state[9] = (
+                    hunt.passes,
+                    hunt.price,
+                    hunt.low,
+                    hunt.high,
+                )
+                state[10], state[11], state[12] = hunt.few_links, hunt.many_links, hunt.found
+                state[13], state[14], state[15] = hunt.found_price, hunt.total, hunt.cost
+                state[16] = 1.0 if hunt.done else 0.0
+                return index, alive, f, sides
             heights = _chord_heights(x, slope, inside, area, index)
             cost, price = hunt.cost, hunt.price
             gap, tolerance, rounding, longest = run_stage(
@@ -322,12 +316,10 @@ def search(
                 figures[0], figures[1], figures[2] = stage, passes, most
                 figures[3], figures[4], figures[5] = gap * scale, rounding * scale, price
                 index, alive = _divide(index, alive, keep, 1 if gap > tolerance else 0)
-                done = State(stage, upper, previous, longest, passes, most, hunt, True)
-                return done, index, alive, f, sides
+                return index, alive, f, sides
         index, alive = _divide(index, alive, keep, _PARTS)
         hunt = Hunt(0, hunt.price, 0.0, np.inf, 0, 0, 0, 0.0, 0.0, 0.0, False)
-    done = State(_MAX_STAGES, upper, previous, longest, passes, most, hunt, True)
-    return done, index, alive, f, sides
+    return index, alive, f, sides
 
 
 @kernel
