@@ -25,36 +25,38 @@ MAX_DEPTH = 6
 MAX_ITEMS = 65_536
 _INLINE_BYTES = 4096
 
+# Types of values that hold no view.
+_PLAIN = frozenset({int, float, str, bool, bytes, type(None)})
+_SEQUENCES = frozenset({list, tuple})
 _MAP, _ARRAY, _STR, _BIN, _SCALAR = range(5)
 
-# First byte -> (kind, bytes of length or of payload that follow); None = never valid here.
-_FIXED: dict[int, tuple[int, int]] = {
-    0xC0: (_SCALAR, 0),
-    0xC2: (_SCALAR, 0),
-    0xC3: (_SCALAR, 0),
-    0xCA: (_SCALAR, 4),
-    0xCB: (_SCALAR, 8),
-    0xCC: (_SCALAR, 1),
-    0xCD: (_SCALAR, 2),
-    0xCE: (_SCALAR, 4),
-    0xCF: (_SCALAR, 8),
-    0xD0: (_SCALAR, 1),
-    0xD1: (_SCALAR, 2),
-    0xD2: (_SCALAR, 4),
-    0xD3: (_SCALAR, 8),
-}
-_COUNTED: dict[int, tuple[int, int]] = {
-    0xC4: (_BIN, 1),
-    0xC5: (_BIN, 2),
-    0xC6: (_BIN, 4),
-    0xD9: (_STR, 1),
-    0xDA: (_STR, 2),
-    0xDB: (_STR, 4),
-    0xDC: (_ARRAY, 2),
-    0xDD: (_ARRAY, 4),
-    0xDE: (_MAP, 2),
-    0xDF: (_MAP, 4),
-}
+# Kind, items or payload bytes, and bytes of a length that follows.
+_Header = tuple[int, int, int]
+
+
+def _headers() -> tuple[_Header | None, ...]:
+    """What each first byte of a value means; None: never valid here."""
+    table: list[_Header | None] = [None] * 256
+    for first in (*range(0x80), *range(0xE0, 0x100), 0xC0, 0xC2, 0xC3):
+        table[first] = (_SCALAR, 0, 0)
+    for size in range(16):
+        table[0x80 | size], table[0x90 | size] = (_MAP, size, 0), (_ARRAY, size, 0)
+    for size in range(32):
+        table[0xA0 | size] = (_STR, size, 0)
+    for first, size in zip(range(0xCA, 0xD4), (4, 8, 1, 2, 4, 8, 1, 2, 4, 8), strict=True):
+        table[first] = (_SCALAR, size, 0)
+    for start, kind, widths in (
+        (0xC4, _BIN, (1, 2, 4)),
+        (0xD9, _STR, (1, 2, 4)),
+        (0xDC, _ARRAY, (2, 4)),
+        (0xDE, _MAP, (2, 4)),
+    ):
+        for step, width in enumerate(widths):
+            table[start + step] = (kind, 0, width)
+    return tuple(table)
+
+
+_HEADERS = _headers()
 
 
 class _Truncated(Exception):
@@ -65,29 +67,20 @@ def _header(view: memoryview, pos: int) -> tuple[int, int, int]:
     """Kind of the value at `pos`, its length (items, or payload bytes), and where that begins."""
     if pos >= len(view):
         raise _Truncated
-    first = view[pos]
+    header = _HEADERS[view[pos]]
+    if header is None:
+        raise MalformedMessage(
+            f"byte 0x{view[pos]:02x} at offset {pos} starts no value allowed here "
+            "(extension types are not accepted)"
+        )
+    kind, size, width = header
     pos += 1
-    if first <= 0x7F or first >= 0xE0:
-        return _SCALAR, 0, pos
-    if first <= 0x8F:
-        return _MAP, first & 0x0F, pos
-    if first <= 0x9F:
-        return _ARRAY, first & 0x0F, pos
-    if first <= 0xBF:
-        return _STR, first & 0x1F, pos
-    if first in _FIXED:
-        kind, size = _FIXED[first]
+    if not width:
         return kind, size, pos
-    if first in _COUNTED:
-        kind, width = _COUNTED[first]
-        end = pos + width
-        if end > len(view):
-            raise _Truncated
-        return kind, int.from_bytes(view[pos:end], "big"), end
-    raise MalformedMessage(
-        f"byte 0x{first:02x} at offset {pos - 1} starts no value allowed here "
-        "(extension types are not accepted)"
-    )
+    end = pos + width
+    if end > len(view):
+        raise _Truncated
+    return kind, int.from_bytes(view[pos:end], "big"), end
 
 
 def check_structure(buffer: Buffer, max_items: int = MAX_ITEMS) -> None:
@@ -115,38 +108,36 @@ def check_structure(buffer: Buffer, max_items: int = MAX_ITEMS) -> None:
 
 
 def _walk(view: memoryview, max_items: int) -> int:
-    # Each open container: [values still to come, keys seen (None for an array), key is next].
-    open_containers: list[list[Any]] = []
-    pos = 0
+    # Of the open container: values still to come, keys seen (None for an array).
+    left: int = 1
+    keys: set[bytes] | None = None
+    outer: list[tuple[int, set[bytes] | None]] = []
+    key_is_next = False
+    pos, end = 0, len(view)
     for _ in range(max_items):
         kind, size, pos = _header(view, pos)
-        container = open_containers[-1] if open_containers else None
-        if container is not None and container[2]:
-            pos = _read_key(view, kind, size, pos, container[1])
-            container[2] = False
+        if size > end - pos:
+            raise _Truncated
+        if key_is_next and keys is not None:
+            pos = _read_key(view, kind, size, pos, keys)
+            key_is_next = False
             continue
-        if kind in (_MAP, _ARRAY):
-            if size > len(view) - pos:
-                raise _Truncated
-            if size and len(open_containers) == MAX_DEPTH:
-                raise MalformedMessage(f"message nests deeper than {MAX_DEPTH} levels")
-            if size:
-                is_map = kind == _MAP
-                open_containers.append([size, set() if is_map else None, is_map])
-                continue
-        else:
-            if size > len(view) - pos:
-                raise _Truncated
+        if kind > _ARRAY:
             pos += size
-        while open_containers:
-            container = open_containers[-1]
-            container[0] -= 1
-            if container[0]:
-                container[2] = container[1] is not None
-                break
-            open_containers.pop()
-        if not open_containers:
-            return pos
+        elif size:
+            if len(outer) == MAX_DEPTH:
+                raise MalformedMessage(f"message nests deeper than {MAX_DEPTH} levels")
+            outer.append((left, keys))
+            left, keys = size, set() if kind == _MAP else None
+            key_is_next = kind == _MAP
+            continue
+        left -= 1
+        while not left:
+            if not outer:
+                return pos
+            left, keys = outer.pop()
+            left -= 1
+        key_is_next = keys is not None
     raise MalformedMessage(
         f"message holds more than {max_items} values; send numbers as bin, not as a list"
     )
@@ -156,8 +147,6 @@ def _read_key(view: memoryview, kind: int, size: int, pos: int, seen: set[bytes]
     if kind != _STR:
         raise MalformedMessage(f"map key at offset {pos} is not text")
     end = pos + size
-    if end > len(view):
-        raise _Truncated
     key = bytes(view[pos:end])
     if key in seen:
         shown = key[:40].decode("utf-8", "replace")
@@ -257,13 +246,14 @@ def _pack_value(value: Any, head: bytearray, segments: list[Segment]) -> None:
 
 def _has_large(value: Any) -> bool:
     """Whether a view that is too large to copy is in `value`."""
-    if isinstance(value, memoryview):
-        return value.nbytes >= _INLINE_BYTES
-    if isinstance(value, dict):
+    kind = type(value)
+    if kind in _PLAIN:
+        return False
+    if kind is memoryview:
+        return bool(value.nbytes >= _INLINE_BYTES)
+    if kind is dict:
         return any(map(_has_large, value.values()))
-    if isinstance(value, list | tuple):
-        return any(map(_has_large, value))
-    return False
+    return kind in _SEQUENCES and any(map(_has_large, value))
 
 
 def _count_header(count: int, fixed: int, wide: int) -> bytes:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import urllib.parse
-from dataclasses import replace
 from typing import TypeVar
 
 from fastapi import Request
@@ -62,7 +61,7 @@ async def exchange(request: Request, operation: Operation[A, B]) -> Response:
     upload = Upload(body, admission.media_type, query)
     light = admission.length <= SMALL_BYTES and operation.light(upload)
     if light:
-        upload = replace(upload, checked=True)
+        upload = Upload(body, admission.media_type, query, checked=True)
     task = Task(
         operation,
         upload,
@@ -91,7 +90,7 @@ async def _compute(
     if light:
         effort = task.prepare()
         if effort <= sizes.tiny:
-            return task()
+            return task.here()
         small = effort <= sizes.small
     gone = asyncio.ensure_future(_until_gone(receive))
     try:

@@ -97,8 +97,15 @@ class Task(Generic[A, B]):
         return effort
 
     def __call__(self) -> Answer:
-        """Compute the answer; errors as for `prepare`, and from the kernels."""
-        operation, queued = self._operation, time.perf_counter() - self._submitted
+        """Compute the answer in a thread of the pool; errors as for `prepare`, and of kernels."""
+        return self._answer(time.perf_counter() - self._submitted)
+
+    def here(self) -> Answer:
+        """Compute the answer without having waited for a thread; errors as for a call."""
+        return self._answer(None)
+
+    def _answer(self, queued: float | None) -> Answer:
+        operation = self._operation
         request = self._decode() if self._request is None else self._request
         decoded = time.perf_counter()
         with granted_by(self._grow):
@@ -106,11 +113,12 @@ class Task(Generic[A, B]):
         computed = time.perf_counter()
         segments, media_type = self._encode(_with_queue_time(result, queued))
         phases = {
-            "queue": queued,
             "decode": self._decoding,
             "kernel": computed - decoded,
             "encode": time.perf_counter() - computed,
         }
+        if queued is not None:
+            phases["queue"] = queued
         return Answer(segments, media_type, operation.describe(request, result), phases)
 
     def _decode(self) -> A:
@@ -137,8 +145,8 @@ class Task(Generic[A, B]):
         return [_as_json(segments, self._max_json_bytes)], JSON
 
 
-def _with_queue_time(result: B, seconds: float) -> B:
-    if not isinstance(result, QuantizedVector):
+def _with_queue_time(result: B, seconds: float | None) -> B:
+    if seconds is None or not isinstance(result, QuantizedVector):
         return result
     timings = {"queue": round(1000 * seconds, 3), **result.timings_ms}
     return replace(result, timings_ms=timings)

@@ -13,8 +13,8 @@ def plan(fake_command: list[str]) -> overload.Plan:
     """10 answers a second. Times are looser than in the long form: tests share the processors."""
     return overload.Plan(
         body=messages.quantize(messages.vector(256), bits=2, seed=1),
-        seconds=3.0,
-        deadline=4.0,
+        seconds=2.5,
+        deadline=3.0,
         capacity_seconds=1.0,
         refusal_seconds=1.0,
         lag_seconds=1.0,
