@@ -20,11 +20,11 @@ its date. `make test` runs the same code in short forms (`tests/load`).
 
 How to read it. Each row is a promise, the bound that makes it a check, what was found, and whether
 it holds. Every promise has a control: its main check, by the same code, on a server or client with
-a fault planted on purpose. A control must *not* hold; if it did, the check would see nothing, and the
-scenario counts as failed. Requests go into a ledger by their id when they are sent, answers by the
-id that they carry: a request without an outcome is lost, one with two is doubled. Figures hold for
-the machine named above them. Generator and servers share that machine's processors, so times are
-worse than with the load coming from elsewhere."""
+a fault planted on purpose. A control must *not* hold; if it did, the check would see nothing, and
+the scenario counts as failed. Requests go into a ledger by their id when they are sent, answers by
+the id that they carry: a request without an outcome is lost, one with two is doubled. Figures hold
+for the machine named above them. Generator and servers share that machine's processors, so times
+are worse than with the load coming from elsewhere."""
 
 
 def keep(folder: Path, name: str, section: Section, order: Sequence[str]) -> None:

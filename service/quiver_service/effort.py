@@ -25,7 +25,7 @@ class Sizes:
         Up to this, some ten milliseconds.
     """
 
-    tiny: int = 1 << 14
+    tiny: int = 1 << 15
     small: int = 1 << 20
 
 
