@@ -18,11 +18,11 @@ from quiver_service import health, routes, schemas
 from quiver_service._version import __version__
 from quiver_service.engine import Engine
 from quiver_service.errors import ServiceError
+from quiver_service.heap import settle_heap
 from quiver_service.middleware import RequestMiddleware
 from quiver_service.services import Services
 from quiver_service.settings import Settings
 
-_VERSION_PREFIX = "/v1"
 _CLOSE_SECONDS = 1.0
 
 
@@ -69,8 +69,10 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     )
     app.state.services = services
     app.include_router(routes.router)
-    app.include_router(routes.router, prefix=_VERSION_PREFIX, include_in_schema=False)
+    app.include_router(routes.router, prefix=routes.VERSION_PREFIX, include_in_schema=False)
     app.include_router(health.router)
+    # The last one added is the first to see a request.
+    app.add_middleware(routes.Shortcut, services=services)
     app.add_middleware(RequestMiddleware, services=services, routes=schemas.PATHS)
     return app
 
@@ -96,6 +98,7 @@ def _lifespan(services: Services) -> Callable[[FastAPI], AbstractAsyncContextMan
 def _warm_up(services: Services) -> None:
     try:
         services.engine.warm_up()
+        settle_heap()
     except Exception as error:
         # Whatever it is, the process lives on to say so at /readyz.
         named = f"warm-up failed with {type(error).__name__}; the log has the reason"

@@ -10,19 +10,18 @@ import asyncio
 import urllib.parse
 from typing import TypeVar
 
-from fastapi import Request
-from starlette.responses import Response
+from starlette.types import Scope
 
 from quiver_service.admission import SMALL_BYTES, admit
-from quiver_service.body import Receive, read_body
+from quiver_service.body import Receive, read_body, read_whole
 from quiver_service.context import RequestContext, context_of
 from quiver_service.deadline import Deadline, earlier
 from quiver_service.errors import ServiceError
 from quiver_service.negotiation import OCTETS, wants_json
 from quiver_service.operations import Operation, Upload
 from quiver_service.quota import client_of
-from quiver_service.responses import SegmentsResponse
-from quiver_service.services import Services, services_of
+from quiver_service.responses import SegmentsResponse, connection_of
+from quiver_service.services import Services
 from quiver_service.task import Answer, Task
 
 A = TypeVar("A")
@@ -31,15 +30,17 @@ B = TypeVar("B")
 _MAX_QUERY_FIELDS = 32
 
 
-async def exchange(request: Request, operation: Operation[A, B]) -> Response:
-    """Serve one request of `operation`."""
-    services, context = services_of(request), context_of(request.scope)
-    headers, settings = context.headers, services.settings
+async def exchange(
+    services: Services, scope: Scope, receive: Receive, operation: Operation[A, B]
+) -> SegmentsResponse:
+    """The answer to one request of `operation`; an error is raised."""
+    context, settings = context_of(scope), services.settings
+    headers = context.headers
     key = services.keys.check(headers)
     if key is not None:
         context.notes["key"] = key
     if services.quotas.limited:
-        client = client_of(key, request.scope)
+        client = client_of(key, scope)
         context.at_end.callback(services.quotas.enter(client, context.declared_bytes))
     services.lifecycle.check_serving()
     clock = asyncio.get_running_loop().time
@@ -53,11 +54,15 @@ async def exchange(request: Request, operation: Operation[A, B]) -> Response:
         engine=services.engine,
     )
     context.at_end.callback(admission.lease.release)
-    query = _query(request.scope["query_string"], admission.media_type)
+    query = _query(scope["query_string"], admission.media_type)
+    connection = connection_of(scope)
     with context.phase("receive"):
-        body = await read_body(
-            request.receive, admission.length, services.upload_limits, admission.lease, wish
-        )
+        if connection is not None and connection.uploaded:
+            body = await read_whole(receive, admission.length)
+        else:
+            body = await read_body(
+                receive, admission.length, services.upload_limits, admission.lease, wish
+            )
     upload = Upload(body, admission.media_type, query)
     light = admission.length <= SMALL_BYTES and operation.light(upload)
     if light:
@@ -71,8 +76,8 @@ async def exchange(request: Request, operation: Operation[A, B]) -> Response:
     )
     del body, upload
     deadline = earlier(wish, Deadline.of_service(settings.deadline_seconds, clock()))
-    answer = await _compute(task, light, services, deadline, request.receive)
-    _note(answer, services, context)
+    answer = await _compute(task, light, services, deadline, receive)
+    _note(answer, context)
     admission.lease.resize(answer.length)
     return SegmentsResponse(answer.segments, answer.media_type, settings.send_idle_seconds)
 
@@ -108,9 +113,8 @@ async def _until_gone(receive: Receive) -> None:
         pass
 
 
-def _note(answer: Answer, services: Services, context: RequestContext) -> None:
+def _note(answer: Answer, context: RequestContext) -> None:
     work = answer.work
-    services.metrics.count_elements(work.method, work.device, work.size)
     for name, seconds in answer.phases.items():
         context.add_phase(name, seconds)
     context.notes.update(kind=work.method, device=work.device, n=work.size)

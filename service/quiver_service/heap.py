@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 
 _MIB = 1 << 20
 # (mallopt parameter, value): what is freed stays; blocks to 32 MiB come from the kept heap.
@@ -32,3 +33,13 @@ def keep_heap() -> bool:
     mallopt.restype = ctypes.c_int
     taken = [mallopt(option, value) == 1 for option, value in _OPTIONS]
     return all(taken)
+
+
+def settle_heap() -> None:
+    """Leave what has been loaded by now out of all later garbage collections.
+
+    It lives as long as the process, and going through it again and again takes time from
+    requests.
+    """
+    gc.collect()
+    gc.freeze()

@@ -85,6 +85,7 @@ class Metrics:
         # Looking a child up by its labels costs more than counting; the labels are few.
         self._requests_of = functools.cache(self._requests.labels)
         self._duration_of = functools.cache(self._duration.labels)
+        self._elements_of = functools.cache(self._elements.labels)
         self._phase_of = functools.cache(self._phase.labels)
         self.inflight_requests = Gauge(
             "quiver_inflight_requests", "Requests being served", registry=self.registry
@@ -111,13 +112,13 @@ class Metrics:
         self._duration_of(context.route).observe(context.phases["total"])
         if context.declared_bytes:
             self._size.labels(context.route).observe(context.bytes_in)
+        if "kind" in context.notes:
+            self._elements_of(context.notes["kind"], context.notes["device"]).inc(
+                context.notes["n"]
+            )
         for phase, seconds in context.phases.items():
             if phase != "total":
                 self._phase_of(phase).observe(seconds)
-
-    def count_elements(self, method: str, device: str, size: int) -> None:
-        """Count values that were computed."""
-        self._elements.labels(method, device).inc(size)
 
     def exposition(self) -> bytes:
         """All metrics in the text format of Prometheus."""

@@ -17,9 +17,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from quiver_service.errors import ServiceError, problem_of
 from quiver_service.middleware import fresh_id
 from quiver_service.negotiation import PROBLEM_JSON
-from quiver_service.responses import ABORT_EXTENSION
+from quiver_service.responses import BUFFERED_BYTES, CONNECTION_EXTENSION
 
 LINGER_SECONDS = 2.0
+FAREWELL_SECONDS = 1.0
 MAX_HEAD_BYTES = 64 << 10
 MAX_HEAD_FIELDS = 256
 
@@ -28,7 +29,7 @@ class GuardedProtocol(HttpToolsProtocol):
     """One connection.
 
     A connection that sends no complete head within `header_seconds` is closed, and one whose
-    head has more than `MAX_HEAD_BYTES` or `MAX_HEAD_FIELDS` is refused; answers count
+    head has more than `MAX_HEAD_BYTES` or `MAX_HEAD_FIELDS` is refused; large answers count
     as sent when the kernel has them; malformed HTTP gets a problem document. After an answer that
     came before the body was read, what still arrives is dropped for a moment: closing at once
     would make the kernel reset the connection, and a client that reads only after it has sent
@@ -45,6 +46,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def __init__(self, *, header_seconds: float, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._header_seconds = header_seconds
+        self.encrypted = False
         self._header_timer: asyncio.TimerHandle | None = None
         self._lingering = False
         # Bytes that the head being received may still have, and how many heads came before it.
@@ -54,12 +56,9 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start to wait for the first head."""
         super().connection_made(transport)
-        # Nothing may linger in a write buffer: a `send` then returns when the kernel has all,
-        # which is what bounds slow readers and tells when memory is free.
-        # (A TLS transport compares with >=, and would pause writing at 0 for good.)
-        encrypted = transport.get_extra_info("sslcontext") is not None
-        transport.set_write_buffer_limits(high=1 if encrypted else 0, low=0)
+        self.encrypted = transport.get_extra_info("sslcontext") is not None
         closing = _ClosingTransport(transport, self._close)
+        closing.set_write_buffer_limits(high=BUFFERED_BYTES)
         self.transport = cast("asyncio.Transport", closing)
         self._start_header_timer()
 
@@ -95,7 +94,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Give the request a way to cut its connection."""
         super().on_message_begin()
-        self.scope["extensions"] = {ABORT_EXTENSION: self.transport.abort}  # type: ignore[dict-item]
+        control: Any = _Control(self)
+        self.scope["extensions"] = {CONNECTION_EXTENSION: control}
         self._start_header_timer()
 
     def on_headers_complete(self) -> None:
@@ -103,6 +103,15 @@ class GuardedProtocol(HttpToolsProtocol):
         self._stop_header_timer()
         self._heads += 1
         super().on_headers_complete()
+
+    def shutdown(self) -> None:
+        """Close an idle connection; a new one has a moment for the request that it came with."""
+        cycle: Any = self.cycle  # None before the first request
+        if cycle is None:
+            self._stop_header_timer()
+            self._header_timer = self.loop.call_later(FAREWELL_SECONDS, self._head_too_slow)
+        else:
+            super().shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting for the head."""
@@ -156,6 +165,37 @@ class GuardedProtocol(HttpToolsProtocol):
         self._header_timer = None
         if not self.transport.is_closing():
             self.transport.close()
+
+
+class _Control:
+    """See `responses.ConnectionControl`."""
+
+    def __init__(self, protocol: GuardedProtocol) -> None:
+        self._protocol = protocol
+
+    @property
+    def uploaded(self) -> bool:
+        return not self._protocol.cycle.more_body
+
+    @property
+    def paused(self) -> bool:
+        return self._protocol.flow.write_paused
+
+    def abort(self) -> None:
+        self._protocol.transport.abort()
+
+    def buffer(self, wanted: bool) -> None:
+        """Whether something may linger in the write buffer.
+
+        Otherwise a `send` returns when the kernel has all, which is what bounds slow readers and
+        tells when memory is free.
+        """
+        transport = self._protocol.transport
+        if wanted:
+            transport.set_write_buffer_limits(high=BUFFERED_BYTES)
+            return
+        # A TLS transport compares with >=, and would pause writing at 0 for good.
+        transport.set_write_buffer_limits(high=1 if self._protocol.encrypted else 0, low=0)
 
 
 class _ClosingTransport:

@@ -1,32 +1,69 @@
-"""The routes of the four operations."""
+"""The routes of the four operations, and the way past the framework's router.
+
+The routes are what FastAPI knows and documents. For a small request its router takes longer than
+all that is done for it, so `Shortcut` looks an operation up by its path and serves it directly.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.routing import APIRoute
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from quiver_service import schemas
 from quiver_service.exchange import exchange
-from quiver_service.operations import AGGREGATE, DEQUANTIZE, LEVELS, QUANTIZE
+from quiver_service.operations import AGGREGATE, DEQUANTIZE, LEVELS, QUANTIZE, Operation
+from quiver_service.services import Services, services_of
+
+VERSION_PREFIX = "/v1"
+
+router = APIRouter()
+
+_OPERATIONS: Mapping[str, Operation[Any, Any]] = {
+    "/quantize": QUANTIZE,
+    "/dequantize": DEQUANTIZE,
+    "/levels": LEVELS,
+    "/aggregate": AGGREGATE,
+}
 
 
-class OperationRoute(APIRoute):
-    """A route whose function takes the request as it is.
+class Shortcut:
+    """Serves the operations; whatever else is asked for goes on to the router.
 
-    Nothing is to be parsed, injected or validated for it, which for small requests takes as
-    long as all the rest.
+    Parameters
+    ----------
+    app
+        The next layer.
+    services
+        What the operations need.
     """
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The function itself."""
-        return self.endpoint
+    def __init__(self, app: ASGIApp, services: Services) -> None:
+        self._app = app
+        self._services = services
+        self._operations = {
+            prefix + path: operation
+            for path, operation in _OPERATIONS.items()
+            for prefix in ("", VERSION_PREFIX)
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        operation = None
+        if scope["type"] == "http" and scope["method"] == "POST":
+            operation = self._operations.get(scope["path"])
+        if operation is None:
+            await self._app(scope, receive, send)
+            return
+        answer = await exchange(self._services, scope, receive, operation)
+        await answer(scope, receive, send)
 
 
-router = APIRouter(route_class=OperationRoute)
+async def _served(request: Request, path: str) -> Response:
+    return await exchange(services_of(request), request.scope, request.receive, _OPERATIONS[path])
 
 
 @router.post("/quantize", **schemas.QUANTIZE)
@@ -35,22 +72,22 @@ async def quantize(request: Request) -> Response:
 
     Or many vectors in one request: `vectors`, a list of them or a map of them by name.
     """
-    return await exchange(request, QUANTIZE)
+    return await _served(request, "/quantize")
 
 
 @router.post("/dequantize", **schemas.DEQUANTIZE)
 async def dequantize(request: Request) -> Response:
     """Decode a quantized vector."""
-    return await exchange(request, DEQUANTIZE)
+    return await _served(request, "/dequantize")
 
 
 @router.post("/levels", **schemas.LEVELS)
 async def levels(request: Request) -> Response:
     """Choose the level table(s) of a vector, without coding it."""
-    return await exchange(request, LEVELS)
+    return await _served(request, "/levels")
 
 
 @router.post("/aggregate", **schemas.AGGREGATE)
 async def aggregate(request: Request) -> Response:
     """Weighted mean of quantized vectors, as a tensor or quantized again."""
-    return await exchange(request, AGGREGATE)
+    return await _served(request, "/aggregate")

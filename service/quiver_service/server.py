@@ -22,10 +22,11 @@ from fastapi import FastAPI
 from quiver_kernels import precompiled
 from quiver_service.app import create_app
 from quiver_service.auth import SHORT_KEY, check_exposure, is_local
+from quiver_service.door import close_door
 from quiver_service.heap import keep_heap
 from quiver_service.lifecycle import Phase
 from quiver_service.logs import configure_standard_logging
-from quiver_service.protocol import LINGER_SECONDS, GuardedProtocol
+from quiver_service.protocol import FAREWELL_SECONDS, LINGER_SECONDS, GuardedProtocol
 from quiver_service.services import Services
 from quiver_service.settings import Settings
 from quiver_service.tls import server_context
@@ -155,16 +156,33 @@ class QuiverServer(uvicorn.Server):
         self.started = True
 
     async def _serve_tcp(self, listener: socket.socket) -> asyncio.Server:
-        encrypted: dict[str, Any] = {}
-        if self._encryption is not None:
-            encrypted = {
-                "ssl": self._encryption,
-                "ssl_handshake_timeout": self._settings.header_seconds,
-                "ssl_shutdown_timeout": LINGER_SECONDS,
-            }
+        # The loop closes the socket that it is given; ours stays, until the door closes.
         return await asyncio.get_running_loop().create_server(
-            self._protocol, sock=listener, backlog=self.config.backlog, **encrypted
+            self._protocol, sock=listener.dup(), backlog=self.config.backlog, **self._tls()
         )
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let in who waits at the door, close it, finish what has begun."""
+        if self._listener is not None:
+            for server in self.servers:
+                server.close()
+            loop = asyncio.get_running_loop()
+            entering = [
+                loop.create_task(loop.connect_accepted_socket(self._protocol, sock, **self._tls()))
+                for sock in close_door(self._listener)
+            ]
+            if entering:
+                await asyncio.wait(entering, timeout=FAREWELL_SECONDS)
+        await super().shutdown(sockets)
+
+    def _tls(self) -> dict[str, Any]:
+        if self._encryption is None:
+            return {}
+        return {
+            "ssl": self._encryption,
+            "ssl_handshake_timeout": self._settings.header_seconds,
+            "ssl_shutdown_timeout": LINGER_SECONDS,
+        }
 
     def _protocol(self) -> GuardedProtocol:
         return GuardedProtocol(

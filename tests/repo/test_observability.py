@@ -61,8 +61,8 @@ def known() -> dict[str, set[str]]:
     context = RequestContext("id", "POST", "/quantize", {}, body_done=True, declared_bytes=1)
     context.status = 200
     context.phases |= dict.fromkeys([*PHASES, "total"], 0.1)
+    context.notes |= {"kind": "exact", "device": "cpu", "n": 1}
     services.metrics.record(context)
-    services.metrics.count_elements("exact", "cpu", 1)
     services.engine.devices._available["gpu"] = True
     services.engine.devices._fallbacks["gpu", "out_of_memory"] += 1
     found: dict[str, set[str]] = {name: set(labels) for name, labels in ITS_OWN.items()}
