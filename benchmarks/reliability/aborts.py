@@ -36,7 +36,7 @@ CLIENTS = 8
 LEAST_BODY, LARGEST_BODY = 1 << 12, 1 << 23
 GROWTH_BYTES = 32 * MIB
 # 64 levels of 16 million values take a second and more.
-STOPPED_VALUES, STOPPED_BITS = 1 << 24, 6
+STOPPED_VALUES, STOPPED_BITS = 1 << 25, 6
 STOP_SECONDS = 0.05
 
 
@@ -159,14 +159,16 @@ def load(
     )
 
 
-def stopping_seconds(server: Server, times: int, size: int = STOPPED_VALUES) -> list[float]:
+def stopping_seconds(
+    server: Server, times: int, size: int = STOPPED_VALUES, bits: int = STOPPED_BITS
+) -> list[float]:
     """From the close of a client's socket to an idle thread, for computations of a second."""
     values = np.random.default_rng(1).standard_normal(size, np.float32)
     body = memoryview(values).cast("B")
     spent = []
     for turn in range(times):
         with raw.connected(server.port) as connection:
-            connection.sendall(raw.head(f"/quantize?bits={STOPPED_BITS}&seed=1", len(body)))
+            connection.sendall(raw.head(f"/quantize?bits={bits}&seed=1", len(body)))
             connection.sendall(body)
             if not raw.eventually(lambda: server.metric("quiver_jobs_running") == 1, 30, 0.005):
                 raise AssertionError("the computation did not begin")

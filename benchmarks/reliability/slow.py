@@ -103,7 +103,7 @@ def measure(options: argparse.Namespace) -> Report:
         with serving(folder, **never.settings()) as server:
             checks += stalled_checks(server, options.connections, options.rate, options.seconds)
         with serving(folder, QUIVER_BUDGET_BYTES=64 * MIB, **never.settings()) as server:
-            tight = stalled_checks(server, options.connections, options.rate, 3.0)
+            tight = stalled_checks(server, options.connections, options.rate, 3.0, 60)
             controls.append(tight[0])
         booking = {"QUIVER_BUDGET_BYTES": BUDGET_BYTES}
         with serving(folder, **booking, **limits.settings()) as server:
@@ -272,10 +272,12 @@ def stalled_checks(
     connections: int,
     rate: float,
     seconds: float,
+    filling: int = 0,
 ) -> list[Check]:
     """Small requests beside connections that stall: at connect, in the head, in the body.
 
-    They are compared with the same alone, before and after.
+    They are compared with the same alone, before and after. `filling` uploads of 4 KiB stall,
+    too: they take what the others leave of a budget that is too small.
     """
     kinds = slow_kinds(Limits())
     alone = traffic(server, rate, seconds / 2)
@@ -286,6 +288,9 @@ def stalled_checks(
             # Half of them hold a place in the budget, too.
             kind = kinds[3] if number % 2 else kinds[number // 2 % 3]
             connection.sendall(kind.begin)
+        for _ in range(filling):
+            connection = stack.enter_context(raw.connected(server.port))
+            connection.sendall(raw.head("/quantize", 4096))
         shots = traffic(server, rate, seconds)
         grown = server.sample().rss - before.rss
     alone += traffic(server, rate, seconds / 2)

@@ -191,6 +191,8 @@ class _Control:
         tells when memory is free.
         """
         transport = self._protocol.transport
+        if transport.is_closing():
+            return
         if wanted:
             transport.set_write_buffer_limits(high=BUFFERED_BYTES)
             return

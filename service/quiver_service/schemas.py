@@ -397,6 +397,7 @@ _ERROR_TEXTS: Mapping[int, str] = {
     422: "Well-formed but invalid: unknown or missing key, option out of range, wrong size, "
     "NaN or infinity, device not available.",
     429: "A client's quota is used up; retry after `Retry-After`.",
+    431: "The head of the request is too large.",
     500: "A fault of the service.",
     503: "Busy, starting or shutting down; retry after `Retry-After`.",
     504: "The deadline of the service passed.",

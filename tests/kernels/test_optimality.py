@@ -221,7 +221,10 @@ def test_cost_equals_the_reference_programme(
         brute.objective(x.tolist(), backend.solve_levels(x, chosen, weights).tolist(), plain)
         for backend in (cpu, reference)
     )
-    assert brute.gap(found, wanted) <= 1e-12
+    # Costs below the rounding of the whole area cannot be told apart.
+    total = x.size if weights is None else weights.sum()
+    rounding = 2.0**-50 * float(total) * float(x.max() - x.min()) ** 2
+    assert brute.gap(found, wanted) <= 1e-12 or found <= rounding
 
 
 @pytest.mark.parametrize("num_levels", [3, 5, 8, 16, 33])

@@ -11,7 +11,7 @@ from reliability.servers import serving
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
-STOPPED_VALUES = 1 << 23
+STOPPED_VALUES = 1 << 25
 # Of a computation that takes a second and more; the machine is shared with other tests.
 STOP_SECONDS = 0.5
 
@@ -29,7 +29,7 @@ def test_aborted_clients_leave_nothing_and_kernels_stop(tmp_path: Path):
 
 def test_a_service_that_forgets_is_caught(tmp_path: Path):
     with serving(tmp_path, aborts.CARELESS, QUIVER_THREADS=2) as server:
-        deaf = aborts.stopping_seconds(server, 1, 2 * STOPPED_VALUES)
+        deaf = aborts.stopping_seconds(server, 1, STOPPED_VALUES, bits=8)
         left = aborts.load(server, (8, 0, 0), seed=1, settle_seconds=0.2)
 
     assert not aborts.stop_check(deaf, STOP_SECONDS).held, deaf

@@ -125,6 +125,7 @@ def _rows_on_grid(
     rows: NDArray[Any], weights: Floats, options: QuantizeOptions, levels: Floats
 ) -> None:
     """Levels of many short rows by ``approx`` or ``uniform``, without a call for each."""
+    rows = np.require(widen(rows), requirements="A")
     points = options.bins + 1 if options.method == "approx" else 0
     # The programme over the grid takes longest, where there is one.
     work = points * options.num_levels if points else rows.shape[1]
