@@ -34,7 +34,7 @@ class Plan:
     Attributes
     ----------
     body
-        Of every request; it should take the kernel some 20 ms.
+        Of every request; it should take the kernel some 50 ms.
     deadline
         Seconds that a client waits.
     refusal_seconds, lag_seconds, goodput_share
@@ -153,7 +153,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> Report:
-    body = messages.quantize(messages.vector(1 << 14), bits=8, seed=1)
+    body = messages.quantize(messages.vector(1 << 15), bits=8, seed=1)
     plan = Plan(body, options.seconds, options.factor, options.deadline)
     # Long enough for the last requests of an unlimited queue to wait beyond the deadline.
     short = replace(plan, seconds=min(plan.seconds, 10.0), deadline=min(plan.deadline, 5.0))

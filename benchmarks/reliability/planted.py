@@ -62,7 +62,15 @@ def stream(_: int) -> None:
     QuantizeOptions.with_seed = with_seed  # type: ignore[method-assign]
 
 
-FAULTS = {"leak": leak, "stream": stream}
+def trust(_: int) -> None:
+    """Book for every upload all that it has declared, however slowly it comes."""
+    from quiver_service import body
+
+    body.SLOW_SECONDS = float("inf")
+    body.MARGIN_BYTES = 1 << 62
+
+
+FAULTS = {"leak": leak, "stream": stream, "trust": trust}
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -26,7 +26,7 @@ from reliability import messages, raw
 from reliability.generator import Load, Shot, fire, percentile
 from reliability.ledger import Ledger
 from reliability.report import Check, Report
-from reliability.servers import Server, serving
+from reliability.servers import Server, planted, serving
 
 PROMISE = "R9"
 MIB = 1 << 20
@@ -110,7 +110,7 @@ def measure(options: argparse.Namespace) -> Report:
             blocked = blocked_seconds(server, b"", limits.grace + 10)
         with serving(folder, **booking, **limits.settings()) as server:
             dripped = blocked_seconds(server, b"x", limits.grace + 10)
-        with serving(folder, **booking, **never.settings()) as server:
+        with serving(folder, planted("trust", 0), **booking, **never.settings()) as server:
             forever = blocked_seconds(server, b"", limits.idle + TOLERANCE_SECONDS)
     checks.append(blocked_check(blocked, limits.idle))
     controls.append(blocked_check(forever, limits.idle))

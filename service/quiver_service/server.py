@@ -32,6 +32,7 @@ from quiver_service.settings import Settings
 from quiver_service.tls import server_context
 
 _BACKLOG = 2048
+_SWITCH_SECONDS = 0.0005
 _STARTUP_FAILURE = 3
 
 
@@ -63,6 +64,8 @@ def run(settings: Settings, app: FastAPI | None = None) -> int:
     check_exposure(settings)
     encryption = server_context(settings)
     keep_heap()
+    # A kernel's thread that is in Python code must not keep the event loop waiting for long.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     configure_standard_logging(settings.log_level)
     try:
         listener = _listen(settings)
