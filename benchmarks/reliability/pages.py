@@ -24,7 +24,24 @@ a fault planted on purpose. A control must *not* hold; if it did, the check woul
 the scenario counts as failed. Requests go into a ledger by their id when they are sent, answers by
 the id that they carry: a request without an outcome is lost, one with two is doubled. Figures hold
 for the machine named above them. Generator and servers share that machine's processors, so times
-are worse than with the load coming from elsewhere."""
+are worse than with the load coming from elsewhere.
+
+| | promise | shown by |
+| --- | --- | --- |
+| R1 | large bodies at close to the cost of receiving them | here |
+| R2 | memory stays within a body and the budget | here |
+| R3 | probes and small requests are quick beside large ones | here |
+| R4 | overload is answered, nothing hangs | here |
+| R5 | a stop loses nothing | here |
+| R6 | a lost replica is not seen through the SDK | here |
+| R7 | where a device fails, the CPU gives the same bits | `tests/service/test_devices.py` |
+| R8 | clients that leave leave nothing behind, kernels stop | here |
+| R9 | slow clients hold nothing | here |
+| R10 | hostile messages and requests break nothing | here, by `make fuzz` |
+| R11 | memory, descriptors and threads stay flat | here |
+| R12 | the same bits from any replica and thread count | here |
+| R13 | a container is ready in 3 s | `make test-docker` (`test_container_start.py`) |
+| R15 | wrong settings stop the start and are named | `tests/service/test_settings.py` |"""
 
 
 def keep(folder: Path, name: str, section: Section, order: Sequence[str]) -> None:
