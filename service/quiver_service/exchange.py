@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from starlette.types import Scope
 
+from quiver_kernels.errors import QuiverError
 from quiver_service.admission import SMALL_BYTES, admit
 from quiver_service.body import Receive, read_body, read_whole
 from quiver_service.context import RequestContext, context_of
@@ -95,7 +96,12 @@ async def _compute(
     if light:
         effort = task.prepare()
         if effort <= sizes.tiny:
-            return task.here()
+            try:
+                return task.here()
+            except (QuiverError, ServiceError):
+                raise
+            except Exception as error:  # noqa: BLE001 - a thread gets the second try
+                services.logger.warning("task is tried again", error=type(error).__name__)
         small = effort <= sizes.small
     gone = asyncio.ensure_future(_until_gone(receive))
     try:

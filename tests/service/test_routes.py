@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 
 from messages import DECODED, VALUES, VND, pack, quantize_fields, quantized_fields, tensor, unpack
 from quiver_kernels import QuantizedVector, wire
+from quiver_service.effort import SIZES
 from service_fakes import fake_engine
 
 OCTETS = "application/octet-stream"
@@ -212,6 +213,41 @@ def test_a_fault_is_500_and_only_that_request(make_client: Callable[..., TestCli
     assert "secret" not in first.text
     assert second.status_code == 200
     assert client.app.state.services.budget.used == 0
+
+
+def test_a_tiny_request_that_fails_unexpectedly_is_tried_by_a_thread(
+    make_client: Callable[..., TestClient],
+):
+    threads: list[str] = []
+
+    def before(operation: str) -> None:
+        if operation == "quantize":
+            threads.append(threading.current_thread().name)
+            if len(threads) == 1:
+                raise ZeroDivisionError
+
+    client = make_client(fake_engine(before, sizes=SIZES))
+
+    assert post(client, "/quantize", pack(quantize_fields())).status_code == 200
+    assert not threads[0].startswith("quiver-worker")
+    assert threads[1].startswith("quiver-worker")
+
+
+def test_tiny_requests_are_computed_on_the_event_loop_and_larger_ones_are_not(
+    make_client: Callable[..., TestClient],
+):
+    threads: list[str] = []
+
+    def before(operation: str) -> None:
+        if operation == "quantize":
+            threads.append(threading.current_thread().name)
+
+    client = make_client(fake_engine(before, sizes=SIZES))
+    for size in (16, 5_000, 50_000):
+        body = pack({"vector": bytes(4 * size), "bits": 4})
+        assert post(client, "/quantize", body).status_code == 200
+
+    assert [name.startswith("quiver-worker") for name in threads] == [False, True, True]
 
 
 def test_a_full_queue_is_503_with_retry_after(make_client: Callable[..., TestClient]):
