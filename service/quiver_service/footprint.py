@@ -33,6 +33,8 @@ _SORTED_WEIGHT_BYTES = 32
 # Blocks of up to so many values times levels are solved in groups of about so much of it.
 _SMALL_WORK = 8_000
 _GROUP_WORK = 1 << 18
+# What a group takes besides: tables of its blocks in several forms.
+_GROUP_BYTES, _GROUP_BYTES_PER_VALUE = 6 << 20, 8
 # Level tables are made as float64.
 _TABLE_WORKING_BYTES = 12
 # What a message of a batch has besides its name, levels and codes, and the objects of a vector
@@ -136,7 +138,8 @@ def _sorted(size: int, at_once: int, options: QuantizeOptions, *, weighted: bool
     if accelerated or at_once * options.num_levels <= _SMALL_WORK:
         values = min(size, max(at_once, _GROUP_WORK // options.num_levels))
         choices = _CHOICE_BYTES * options.num_levels if accelerated else 0
-        return values * (_PROGRAMME_BYTES + choices + weights)
+        group = min(_GROUP_BYTES, _GROUP_BYTES_PER_VALUE * size) if at_once < size else 0
+        return group + values * (_PROGRAMME_BYTES + choices + weights)
     return at_once * (_SORTED_BYTES + weights) + _search(at_once, options)
 
 
