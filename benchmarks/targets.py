@@ -12,10 +12,10 @@ What is missed or nearly so, and why:
   for longer vectors only. Other numbers of cells, parts and nodes made no difference that can
   be told from noise.
 - *Quantize approx within 12x of a copy* (e) and *0.6 G values/s of encoding* (f). No stage of
-  encoding stands out: random words, finding the interval, looking up two levels and a
-  reciprocal, rounding, the expected error, packing. LLVM emits no gathers for the look-ups; a
-  tree of selects, packed pairs of levels and a run-time loop of rounds were slower. The error is
-  a part of every message, so it cannot be left out.
+  encoding stands out: random words, finding the interval with its levels and reciprocal,
+  rounding, the expected error, packing. LLVM emits no gathers for look-ups, so up to 16 levels
+  are compared with 16 values at once; packed pairs of levels and a run-time loop of rounds were
+  slower. The error is a part of every message, so it cannot be left out.
 - *3 s for import and first quantize without kernels on disk* (i). Nearly all of it is Numba
   compiling, most of that its type inference. Kernels are kept on disk by default.
 - *Time per value* (j) falls with the length, but one more pass over the values may be needed

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from quiver_kernels.precompiled import CACHE_NAME, LEVELS, levels_here, target
 
+# Numba's types have no other written form. The pickle goes from one process of this build to the
+# next, in a folder of their own; nothing that runs later reads one.
 RECORD = """
 import pickle, sys
 from quiver_kernels.cpu import ahead

@@ -1,7 +1,7 @@
 """The path that every operation takes, and the order of its steps.
 
 `admission` on the head, `body` into one buffer, then one `Task` that decodes, computes and
-encodes, then `responses`. Where the task runs follows from its size (`place`).
+encodes, then `responses`. Where the task runs follows from its `effort`.
 """
 
 from __future__ import annotations
