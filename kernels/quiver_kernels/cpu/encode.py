@@ -2,7 +2,8 @@
 
 Each tile of values goes through one short loop per stage, so that the compiler can
 vectorise every stage that reads and writes in order; table look-ups, which it cannot, have
-loops of their own. Among few levels values are placed by comparisons instead (`_placing`). The rule is `quiver_kernels.rounding`'s.
+loops of their own. Among few levels values are placed by comparisons instead (`_placing`).
+The rule is `quiver_kernels.rounding`'s.
 """
 
 from __future__ import annotations
