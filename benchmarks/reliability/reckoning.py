@@ -1,7 +1,8 @@
 """Memory that requests are reckoned with, beside what the kernels use.
 
 Each case is computed in a process of its own, a copy of one whose kernels are compiled, in a fresh
-thread and with the service's heap settings, as a worker of the service does it. Used is the peak of
+thread helped by others and with the service's heap settings, as a worker of the service does it
+whose neighbours have nothing else to do. Used is the peak of
 resident memory beyond what was resident before, without the answer.
 
 Run ``python benchmarks/reliability/reckoning.py``; it prints Markdown. Exponents as
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from quiver_kernels import sharing
 from quiver_kernels.cpu.backend import CpuBackend
 from quiver_kernels.options import QuantizeOptions
 from quiver_kernels.wire import AggregateRequest, QuantizeRequest
@@ -31,6 +33,7 @@ from quiver_service.heap import keep_heap
 
 MIB = 1 << 20
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+THREADS = 4
 POWERS = (16, 20, 21, 22, 24)
 
 
@@ -145,7 +148,8 @@ def _figures(case: Case) -> tuple[int, int, int]:
         CLEAR_REFS.write_text("5")
         before = _resident("VmRSS")
         # Held until the peak has been read.
-        answer = case.compute(given)
+        with sharing.threads(THREADS):
+            answer = case.compute(given)
         peaks.append(_resident("VmHWM") - before)
         del answer
 

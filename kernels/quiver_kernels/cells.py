@@ -20,6 +20,10 @@ MAX_SIZE = 1 << 40
 MAX_PARTS = 1 << 16
 # Sums of offsets of up to so many bits stay there without being carried.
 SHORT_OFFSET = 22
+# Tables that a vector is counted into side by side, by the bytes of a value, and those that the
+# pieces of cells are counted into: at most, since memory is reckoned with them.
+TABLES = {4: 4, 8: 2}
+PIECE_TABLES = 2
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quiver_kernels.dtypes import WIRE_DTYPES, widen, wire_name
+from quiver_kernels.dtypes import WIRE_DTYPES, levels_dtype, widen, wire_name
 from quiver_kernels.errors import InvalidInput
 from quiver_kernels.quantized import QuantizedVector
-from quiver_kernels.stopping import slices
+from quiver_kernels.sharing import run_parts
+from quiver_kernels.stopping import parts, slices
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,22 +31,29 @@ class Range:
         return math.ldexp(1.0, max(-1000, min(1000, -math.frexp(top)[1])))
 
 
+def require_values(x: NDArray[Any], field: str) -> None:
+    """Refuse an unsupported type (``unsupported_dtype``) and no values (``empty_vector``)."""
+    wire_name(x.dtype, field)
+    if x.size == 0:
+        raise InvalidInput(
+            f"{field} must hold at least one value; got none", code="empty_vector", field=field
+        )
+
+
 def finite_range(x: NDArray[Any], field: str = "vector") -> Range:
     """Minimum and maximum of `x`, after checking type, emptiness and finiteness; one pass.
+
+    Idle threads help (`sharing`).
 
     Raises
     ------
     InvalidInput
         ``unsupported_dtype``, ``empty_vector``, or ``non_finite`` with the first index.
     """
-    wire_name(x.dtype, field)
-    if x.size == 0:
-        raise InvalidInput(
-            f"{field} must hold at least one value; got none", code="empty_vector", field=field
-        )
+    require_values(x, field)
     flat = x.reshape(-1)
-    low, high = math.inf, -math.inf
-    for piece in slices(flat.size):
+
+    def ends(piece: slice) -> tuple[float, float]:
         part = widen(flat[piece])
         # NaN passes through min and max, infinities show up in them.
         least, most = float(part.min()), float(part.max())
@@ -56,8 +64,10 @@ def finite_range(x: NDArray[Any], field: str = "vector") -> Range:
                 code="non_finite",
                 field=field,
             )
-        low, high = min(low, least), max(high, most)
-    return Range(low, high)
+        return least, most
+
+    found = run_parts(parts(flat.size), ends)
+    return Range(min(low for low, _ in found), max(high for _, high in found))
 
 
 def check_weights(x: NDArray[Any], weights: NDArray[Any] | None) -> NDArray[np.float64]:
@@ -113,6 +123,45 @@ def check_levels(levels: NDArray[Any], bounds: Range) -> NDArray[np.float64]:
             code="invalid_levels",
             field="levels",
         )
+    return table
+
+
+def given_table(
+    levels: tuple[float, ...], dtype: str, bounds: Range, *, weighted: bool
+) -> NDArray[Any]:
+    """Levels that a caller wants a vector encoded with, in the type of its level tables.
+
+    Parameters
+    ----------
+    levels
+        Finite and ascending.
+    dtype, bounds, weighted
+        Of the vector: wire name of its type, its range, whether it has weights.
+
+    Raises
+    ------
+    InvalidInput
+        The vector leaves their range, they are no values of its type, or there are weights.
+    """
+    if weighted:
+        raise InvalidInput(
+            "weights choose levels, so levels exclude them; got both",
+            code="invalid_option",
+            field="weights",
+        )
+    exact = np.array(levels)
+    # Decoding must give the very levels that values were rounded to.
+    with np.errstate(over="ignore"):
+        table = exact.astype(WIRE_DTYPES[dtype]).astype(levels_dtype(dtype))
+    wrong = np.flatnonzero(table != exact)
+    if wrong.size:
+        raise InvalidInput(
+            f"levels must be values of the vector's type, {dtype}; "
+            f"got {levels[wrong[0]]!r} at index {wrong[0]}",
+            code="invalid_levels",
+            field="levels",
+        )
+    check_levels(exact, bounds)
     return table
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from quiver_kernels.stopping import checkpoint, current_stop, obeying
 
 P = TypeVar("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class Helpers(Protocol):
@@ -95,6 +97,39 @@ def run_parts(parts: Sequence[P], work: Callable[[P], R]) -> list[R]:
         while shared.step():
             pass
         return shared.results()
+
+
+class Scratch(Generic[T]):
+    """Things to work in, each for one part at a time: no more than `most`, made when needed.
+
+    For parts that add to sums whose order does not matter. A thread that finds all of them in
+    use waits for one, no longer than a part takes.
+
+    Attributes
+    ----------
+    made
+        Those that were used so far, in no certain order.
+    """
+
+    def __init__(self, most: int, make: Callable[[], T]) -> None:
+        self._make = make
+        # The last one given back is taken first, so that few are made.
+        self._free: queue.LifoQueue[T | None] = queue.LifoQueue()
+        for _ in range(most):
+            self._free.put(None)
+        self.made: list[T] = []
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[T]:
+        """One of them for as long as the context lasts."""
+        item = self._free.get()
+        try:
+            if item is None:
+                item = self._make()
+                self.made.append(item)
+            yield item
+        finally:
+            self._free.put(item)
 
 
 def _checked(work: Callable[[P], R], part: P) -> R:

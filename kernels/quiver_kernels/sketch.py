@@ -13,7 +13,7 @@ are sketches too::
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,9 +39,9 @@ from quiver_kernels.cellwire import (
     CutMessage,
     cells_fields,
     cells_of,
-    check_exponent,
     cut_fields,
     cut_of,
+    sketch_of,
 )
 from quiver_kernels.checks import finite_range
 from quiver_kernels.errors import InvalidInput
@@ -51,7 +51,6 @@ from quiver_kernels.partition import (
     DEFAULT_CELLS,
     MAX_CELLS,
     MIN_CELLS,
-    Floats,
     Partition,
     layout_of,
 )
@@ -109,9 +108,11 @@ class Sketch:
         bounds = finite_range(vector)
         dispatch.pick("cpu")
         from quiver_kernels.cpu import cells as counting
+        from quiver_kernels.cpu import chunking
 
+        chunks = chunking.Chunks(vector.reshape(-1), chunking.NO_WEIGHTS)
         partition = Partition.of(bounds.low, bounds.high, cells, layout_of(vector.dtype))
-        return cls(counting.count(_chunks(vector), partition, bounds.low, bounds.high))
+        return cls(counting.count(chunks, partition, bounds.low, bounds.high))
 
     @classmethod
     def merged(cls, sketches: Iterable[Sketch]) -> Sketch:
@@ -251,11 +252,7 @@ class Sketch:
         InvalidInput
             A key is missing, unknown, out of range, or numbers contradict each other.
         """
-        rows = cells_of(decode_validated(data, _CELLS), "sketch")
-        if rows.index.size == 0:
-            raise InvalidInput("rows must not be 0; got 0", code="empty_vector", field="rows")
-        check_exponent(rows.partition, rows.low, rows.high)
-        return cls(rows)
+        return cls(sketch_of(decode_validated(data, _CELLS)))
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -289,8 +286,10 @@ class Undecided:
             raise _foreign("x", f"must lie within [{cut.low}, {cut.high}]")
         dispatch.pick("cpu")
         from quiver_kernels.cpu import cells as counting
+        from quiver_kernels.cpu import chunking
 
-        return Details(counting.count_pieces(_chunks(vector), cut))
+        chunks = chunking.Chunks(vector.reshape(-1), chunking.NO_WEIGHTS)
+        return Details(counting.count_pieces(chunks, cut))
 
     def to_bytes(self) -> bytes:
         """The question as one message (docs/wire-format.md)."""
@@ -323,13 +322,6 @@ class Details:
     def from_bytes(cls, data: Buffer) -> Details:
         """Read a message; errors as of `Sketch.from_bytes`."""
         return cls(cells_of(decode_validated(data, _CELLS), "details"))
-
-
-def _chunks(vector: NDArray[Any]) -> Iterator[tuple[NDArray[Any], Floats]]:
-    from quiver_kernels.cpu import chunking
-
-    for _, part in chunking.chunks(vector.reshape(-1)):
-        yield part, chunking.NO_WEIGHTS
 
 
 def _check_levels(num_levels: int) -> None:

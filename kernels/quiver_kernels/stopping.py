@@ -74,3 +74,8 @@ def slices(size: int, step: int | None = None) -> Iterator[slice]:
     for start in range(0, size, step):
         checkpoint()
         yield slice(start, min(start + step, size))
+
+
+def parts(size: int) -> list[slice]:
+    """`slices` for `sharing.run_parts`, which itself looks before each."""
+    return [slice(start, min(start + STEP, size)) for start in range(0, size, STEP)]

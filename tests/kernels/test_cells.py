@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -39,10 +38,12 @@ def vector(kind: str, dtype: type, n: int = 500) -> Vector:
         return values.astype(dtype)
 
 
-def pieces(*arrays: Vector, size: int = 150) -> Iterator[tuple[Vector, ...]]:
+def pieces(x: Vector, weights: Vector, size: int = 150) -> list[tuple[Vector, Vector]]:
     """Chunks of a vector and its weights."""
-    for start in range(0, arrays[0].size, size):
-        yield tuple(a[start : start + size] if a.size else a for a in arrays)
+    return [
+        (x[start : start + size], weights[start : start + size] if weights.size else weights)
+        for start in range(0, x.size, size)
+    ]
 
 
 def partition_of(x: Vector, cells: int = 64) -> Partition:
@@ -167,7 +168,7 @@ def test_sums_are_carried(dtype: type) -> None:
     # The largest offsets of a cell, more of them than 63 bits hold for float64.
     edge = np.nextafter(dtype(2), dtype(0))
     x = np.full((1 << 18) + 5, edge)
-    cells = counting.count(iter([(x, NONE)] * 9), partition_of(x), float(edge), float(edge))
+    cells = counting.count([(x, NONE)] * 9, partition_of(x), float(edge), float(edge))
     values = 9 * x.size
     bits = cells.partition.layout.offset_bits
     exact = values * int(cells.nearest[0])

@@ -59,6 +59,7 @@ CALLS: dict[str, Callable[[], bytes]] = {
         ("short blocks", WEIGHTS, 100),
         ("blocks", None, 2500),
     )
+    if method != "simba" or not form
 }
 CALLS |= {
     "quantize 256 levels": lambda: qk.quantize(X, 8, seed=1).to_bytes(),

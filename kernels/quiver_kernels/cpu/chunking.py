@@ -6,6 +6,7 @@ A chunk is where 16-bit values are widened, unaligned input is aligned and sums 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,22 @@ def chunks(flat: NDArray[Any], size: int | None = None) -> Iterator[tuple[int, N
 def piece(flat: NDArray[Any], start: int, stop: int) -> NDArray[Any]:
     """Values of `flat` from `start` to `stop`: native float32 or float64, aligned, read-only."""
     return frozen(np.require(widen(flat[start:stop]), requirements="A"))
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """The chunks of a vector with their weights (none: empty), made when asked for."""
+
+    flat: NDArray[Any]
+    weights: Floats
+
+    def __len__(self) -> int:
+        return (self.flat.size + CHUNK - 1) // CHUNK
+
+    def __getitem__(self, number: int) -> tuple[NDArray[Any], Floats]:
+        start = number * CHUNK
+        part = piece(self.flat, start, start + CHUNK)
+        return part, slice_weights(self.weights, start, part.size)
 
 
 def spans(size: int) -> list[tuple[int, int]]:

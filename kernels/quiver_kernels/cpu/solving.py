@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quiver_kernels.checks import Range, finite_range
+from quiver_kernels.cells import Cells
+from quiver_kernels.checks import Range, finite_range, given_table
 from quiver_kernels.cpu import approx, chunking, exact
 from quiver_kernels.cpu.compile import Floats, frozen
 from quiver_kernels.cpu.sorting import ascending
@@ -29,6 +29,8 @@ def solve(
 ) -> NDArray[Any]:
     """Level table(s) of `x` in its levels' type: shape (s,), or (blocks, s) with a block size."""
     name = wire_name(x.dtype)
+    if options.levels is not None:
+        return given_table(options.levels, name, bounds, weighted=weights.size > 0)
     weights = _scaled(weights)
     if options.block_size is None:
         table = _table_levels(x.reshape(-1), bounds, options, weights)[np.newaxis, :]
@@ -37,6 +39,30 @@ def solve(
     # Levels must be values of the vector's own type: decoding is then exact, and unbiased.
     snapped = chunking.converted(table, WIRE_DTYPES[name], levels_dtype(name))
     return snapped[0] if options.block_size is None else snapped
+
+
+def cells_suffice(options: QuantizeOptions, size: int) -> bool:
+    """Whether `from_cells` may find what `solve` does for `size` values without weights."""
+    return (
+        options.method == "approx"
+        and options.grid == "robust"
+        and options.levels is None
+        and options.block_size is None
+        and options.num_levels > 2
+        and not options.sorts(size)
+    )
+
+
+def from_cells(cells: Cells, options: QuantizeOptions, dtype: str) -> NDArray[Any] | None:
+    """Level table of a vector of the wire type `dtype` from its cells, ``2 * bins`` at most.
+
+    None if it may have so few distinct values that these are the levels.
+    """
+    if cells.index.size <= options.num_levels:
+        return None
+    table = best_of_cells(cells, options.num_levels)[np.newaxis, :]
+    snapped: NDArray[Any] = chunking.converted(table, WIRE_DTYPES[dtype], levels_dtype(dtype))[0]
+    return snapped
 
 
 def _scaled(weights: Floats) -> Floats:
@@ -86,9 +112,7 @@ def streamed(
 def stream_of(flat: NDArray[Any], bounds: Range, weights: Floats) -> Stream:
     """A vector as the streaming solver takes it."""
     layout = layout_of(flat.dtype)
-    return Stream(
-        lambda: _weighted_chunks(flat, weights), flat.size, bounds, layout, weights.size > 0
-    )
+    return Stream(chunking.Chunks(flat, weights), flat.size, bounds, layout, weights.size > 0)
 
 
 def _few_distinct(flat: NDArray[Any], num_levels: int) -> Floats | None:
@@ -103,17 +127,13 @@ def _few_distinct(flat: NDArray[Any], num_levels: int) -> Floats | None:
     return levels
 
 
-def _weighted_chunks(flat: NDArray[Any], weights: Floats) -> Iterator[tuple[NDArray[Any], Floats]]:
-    for start, part in chunking.chunks(flat):
-        yield part, chunking.slice_weights(weights, start, part.size)
-
-
 def _grid_levels(
     flat: NDArray[Any], bounds: Range, options: QuantizeOptions, weights: Floats
 ) -> Floats:
     """The best levels on a uniform grid (Apx. QUIVER)."""
     grid = np.zeros(options.bins + 1)
-    for part, part_weights in _weighted_chunks(flat, weights):
+    for start, part in chunking.chunks(flat):
+        part_weights = chunking.slice_weights(weights, start, part.size)
         approx.add_to_grid(part, part_weights, bounds.low, bounds.high, bounds.unit, grid)
     points = np.arange(grid.size, dtype=np.float64)
     unit = 0.5 ** math.frexp(options.bins)[1]

@@ -8,7 +8,6 @@ in them (docs/numerics.md, "Cells").
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +42,7 @@ class Stream:
     Attributes
     ----------
     chunks
-        Gives its chunks, of the layout's type, with their weights (empty: ones).
+        Its chunks, of the layout's type, with their weights (empty: ones).
     size, bounds
         Number of its values, and their range.
     layout
@@ -52,7 +51,7 @@ class Stream:
         Whether there are weights.
     """
 
-    chunks: Callable[[], counting.Chunks]
+    chunks: counting.Chunks
     size: int
     bounds: Range
     layout: Layout
@@ -62,7 +61,7 @@ class Stream:
         """The vector's cells; one pass."""
         low, high = self.bounds.low, self.bounds.high
         partition = Partition.of(low, high, cells, self.layout)
-        return counting.count(self.chunks(), partition, low, high, weighted=self.weighted)
+        return counting.count(self.chunks, partition, low, high, weighted=self.weighted)
 
 
 def summary_of(cells: Cells, unit: float) -> Summary:
@@ -126,10 +125,10 @@ def streamed_levels(stream: Stream, num_levels: int) -> Progress | None:
         chosen = np.zeros(minimum.size, np.bool_)
         chosen[np.searchsorted(minimum, summary.minimum[wanted])] = True
         if int(cells.count[chosen].sum()) <= COLLECTED:
-            found = _distinct(*counting.collect(stream.chunks(), cells, chosen), unit)
+            found = _distinct(*counting.collect(stream.chunks, cells, chosen), unit)
             return _with_ends(found, summary, wanted)
         bits = int(np.log2(_MAX_PIECES / wanted.size))
-        cells = counting.refine(stream.chunks(), cells, chosen, min(max(bits, 1), _MAX_BITS))
+        cells = counting.refine(stream.chunks, cells, chosen, min(max(bits, 1), _MAX_BITS))
         checkpoint()
         finer = summary_of(cells[_within(cells, summary, wanted)], unit)
         checkpoint()
