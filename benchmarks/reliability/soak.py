@@ -37,6 +37,8 @@ PROMISE = "R11"
 MB = 1_000_000
 HOUR = 3600.0
 SLACK = 2
+# The service closes connections that were idle for 5 s; a request then may meet the closing.
+_IDLE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,11 @@ def _client(
     ledger: Ledger,
     answers: _Answers,
 ) -> None:
+    # Between rounds the connection was idle for who knows how long.
+    used = -math.inf
     for turn, entry in enumerate(entries):
+        if time.monotonic() - used > _IDLE_SECONDS:
+            connection.close()
         name = f"{prefix}-{turn}"
         ledger.send(name)
         try:
@@ -165,6 +171,7 @@ def _client(
             connection.close()
             ledger.end(name, f"{type(error).__name__} ({entry.name})")
             continue
+        used = time.monotonic()
         ledger.end(answered, status)
         # The status belongs to what must not change.
         answers.check(entry, f"{status} {said}" if status == catalogue.outcome(entry) else status)

@@ -6,9 +6,12 @@ import ctypes
 import gc
 
 _MIB = 1 << 20
-# (mallopt parameter, value): what is freed stays; blocks to 32 MiB come from the kept heap.
+# (mallopt parameter, value): what is freed stays in the kept heap. There is one for all threads:
+# of several, each would grow to the most it ever held. NumPy asks for huge pages for blocks from
+# 4 MiB on, which would go on filling the heap's holes: such blocks are mapped, and given back.
 _OPTIONS = (
-    (-3, 32 * _MIB),  # M_MMAP_THRESHOLD
+    (-8, 1),  # M_ARENA_MAX
+    (-3, 4 * _MIB),  # M_MMAP_THRESHOLD
     (-1, 256 * _MIB),  # M_TRIM_THRESHOLD
     (-2, 16 * _MIB),  # M_TOP_PAD
 )
