@@ -35,16 +35,20 @@ from quiver_kernels.request import (
     all_option_fields,
     option_fields,
     read_request,
+    with_levels,
 )
 from quiver_kernels.rng import batch_seeds
 from quiver_kernels.tensors import tensor_fields
 
 MAX_BATCH_VECTORS = 4096
 MAX_NAME_BYTES = 256
-# A vector of a request has at most 52 values, names and keys among them, one of an answer too.
+# A vector of a request has at most 60 values that say something, names and keys among them, one of
+# an answer too.
 MAX_BATCH_ITEMS = 64 * MAX_BATCH_VECTORS
 _SHOWN_NAME = 100
 _LEVEL_KEYS = ("bits", "num_levels")
+# What says how levels are chosen, which levels that are given exclude.
+_CHOICE_KEYS = (*_LEVEL_KEYS, "method", "block_size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,32 +198,41 @@ def _read(
     options = QuantizeOptions.create(**shared)
     check_names(names or ())
     keys: Sequence[int | str] = range(len(values)) if names is None else names
-    seeds: Sequence[int | None] = [None] * len(values)
-    if options.seed is not None:
-        seeds = batch_seeds(options.seed, len(values))
+    derived = derived_seeds(options, len(values))
     items = []
-    for key, value, seed in zip(keys, values, seeds, strict=True):
+    for key, value, seeds in zip(keys, values, derived, strict=True):
         label = label_of(key)
         with _naming_types(label):
             message = read(value)
         wrapped = isinstance(message, VectorMessage)
         with naming_errors(label, wrapped=wrapped):
             if isinstance(message, VectorMessage):
-                own = QuantizeOptions.create(
-                    **overridden({**shared, "seed": seed}, message.given())
-                )
+                own = QuantizeOptions.create(**overridden({**shared, **seeds}, message.given()))
                 request = read_request(message.vector, message.weights, own)
             else:
-                request = read_request(message, None, replace(options, seed=seed))
+                request = read_request(message, None, replace(options, **seeds))
         items.append(BatchItem(request, label, wrapped))
     return BatchRequest(tuple(items), names)
+
+
+def derived_seeds(options: QuantizeOptions, count: int) -> Sequence[dict[str, Any]]:
+    """Seeds of the vectors at each position, of those kinds that are shared."""
+    given = {"seed": options.seed, "shared_seed": options.shared_seed}
+    kinds = {name: seed for name, seed in given.items() if seed is not None}
+    found = [batch_seeds(seed, count) for seed in kinds.values()]
+    return [dict(zip(kinds, row, strict=True)) for row in zip(*found, strict=True)] or [{}] * count
 
 
 def overridden(shared: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """An item's options: its own, and the shared ones for the rest.
 
-    ``bits`` and ``num_levels`` say the same thing, so either replaces both.
+    ``bits`` and ``num_levels`` say the same thing, so either replaces both. Levels replace all that
+    says how to choose some, and are replaced by any of it.
     """
+    if own.get("levels") is not None:
+        shared = {name: value for name, value in shared.items() if name not in _CHOICE_KEYS}
+    elif any(name in own for name in _CHOICE_KEYS):
+        shared = {name: value for name, value in shared.items() if name != "levels"}
     if any(name in own for name in _LEVEL_KEYS):
         shared = {name: value for name, value in shared.items() if name not in _LEVEL_KEYS}
     return {**shared, **own}
@@ -289,6 +302,9 @@ def encode_batch_request(
         Options to state once; what a vector has otherwise, its seed too, goes with it.
     """
     common = all_option_fields(replace(shared, seed=None))
+    if shared.shared_seed is not None:
+        # From the shared one the service would derive another: each vector states its own.
+        del common["shared_seed"]
     items = [_item_fields(request, common) for request in requests]
     vectors = items if names is None else dict(zip(names, items, strict=True))
     fields = option_fields(shared)
@@ -298,7 +314,13 @@ def encode_batch_request(
 
 def _item_fields(request: QuantizeRequest, common: dict[str, Any]) -> dict[str, Any]:
     own = all_option_fields(request.options)
-    fields = {name: value for name, value in own.items() if value != common[name]}
+    fields = {
+        name: value for name, value in own.items() if name not in common or value != common[name]
+    }
+    if request.options.levels != common["levels"]:
+        # Either replaces the other: levels, or how to choose some.
+        fields.update({name: own[name] for name in ("num_levels", "method", "block_size")})
+        fields = with_levels(fields, request.options)
     if request.weights is not None:
         fields["weights"] = tensor_fields(request.weights, "weights")
     fields["vector"] = tensor_fields(request.vector)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 from quiver_kernels.errors import InvalidInput
 
-METHODS = ("exact", "approx", "accelerated", "uniform")
+METHODS = ("exact", "approx", "accelerated", "uniform", "simba")
 GRIDS = ("robust", "uniform")
+SIMBA = "simba"
 DEVICES = ("auto", "cpu", "gpu")
 MIN_LEVELS, MAX_LEVELS = 2, 256
 MIN_BITS, MAX_BITS = 1, 8
@@ -16,6 +20,13 @@ DEFAULT_BITS = 4
 MIN_BINS, MAX_BINS, DEFAULT_BINS = 2, 65_536, 1024
 DEFAULT_GRID = GRIDS[0]
 MAX_SEED = 2**64 - 1
+MAX_WORLD_SIZE = 1 << 16
+MIN_LEVEL_SETS, MAX_LEVEL_SETS, DEFAULT_LEVEL_SETS = 2, 8, 4
+# Steps over the range of a grid that levels are chosen from (`gridlevels`); values of both signs
+# take two at least.
+MIN_GRANULARITY, MAX_GRANULARITY = 2, 1 << 16
+# The method of a vector whose levels were given.
+GIVEN = "given"
 # Longer vectors are not sorted as a whole: their exact levels come from passes over chunks.
 STREAM_FROM = 1 << 21
 # `approx` takes all values of shorter vectors for candidates.
@@ -37,7 +48,8 @@ class QuantizeOptions:
     method
         ``exact`` (optimal levels), ``approx`` (optimal among the candidates of a grid),
         ``accelerated`` (the same optimum as ``exact``, Accelerated QUIVER) or
-        ``uniform`` (equal steps).
+        ``uniform`` (equal steps) or ``simba`` (several sets of levels that both ends choose from
+        with shared random numbers: `quiver_kernels.simba`).
     bins
         Cells of the grid of ``approx``, 2..65536.
     grid
@@ -49,6 +61,14 @@ class QuantizeOptions:
         Key of the random numbers, an unsigned 64-bit integer; None: draw one.
     device
         ``auto``, ``cpu`` or ``gpu``.
+    world_size, rank, shared_seed
+        Workers that round together (1..65536), which of them this is (0..world_size - 1), and
+        the unsigned 64-bit seed that all of them have: `quiver_kernels.strata`. All or None.
+    levels
+        The table to encode with, ascending, in place of one that is chosen; the method is
+        ``given`` then.
+    level_sets
+        Sets of levels of ``simba``, 2..8.
     """
 
     num_levels: int
@@ -59,6 +79,11 @@ class QuantizeOptions:
     block_size: int | None
     seed: int | None
     device: str
+    world_size: int | None = None
+    rank: int | None = None
+    shared_seed: int | None = None
+    levels: tuple[float, ...] | None = None
+    level_sets: int = DEFAULT_LEVEL_SETS
 
     @classmethod
     def create(
@@ -72,8 +97,18 @@ class QuantizeOptions:
         block_size: int | None = None,
         seed: int | None = None,
         device: str = "auto",
+        world_size: int | None = None,
+        rank: int | None = None,
+        shared_seed: int | None = None,
+        levels: ArrayLike | None = None,
+        level_sets: int = DEFAULT_LEVEL_SETS,
     ) -> QuantizeOptions:
         """Check every option; `InvalidInput` names the field, the limit and what was got."""
+        table = None
+        if levels is not None:
+            _exclude_choice(bits, num_levels, method, block_size)
+            table = level_table(levels)
+            num_levels = len(table)
         if bits is not None and num_levels is not None:
             raise InvalidInput(
                 f"bits and num_levels exclude each other; got bits={bits}, num_levels={num_levels}",
@@ -88,15 +123,21 @@ class QuantizeOptions:
             block_size = _integer("block_size", block_size, 1, 2**63 - 1)
         if seed is not None:
             seed = _integer("seed", seed, 0, MAX_SEED)
+        world_size, rank, shared_seed = _together(world_size, rank, shared_seed)
         return cls(
             num_levels=num_levels,
             bits=(num_levels - 1).bit_length(),
-            method=_name("method", method, METHODS),
+            method=_name("method", method, METHODS) if table is None else GIVEN,
             bins=_integer("bins", bins, MIN_BINS, MAX_BINS),
             grid=_name("grid", grid, GRIDS),
             block_size=block_size,
             seed=seed,
             device=_name("device", device, DEVICES),
+            world_size=world_size,
+            rank=rank,
+            shared_seed=shared_seed,
+            levels=table,
+            level_sets=_integer("level_sets", level_sets, MIN_LEVEL_SETS, MAX_LEVEL_SETS),
         )
 
     @property
@@ -120,6 +161,82 @@ class QuantizeOptions:
 def draw_seed() -> int:
     """A fresh seed from the operating system's random numbers."""
     return secrets.randbits(DRAWN_SEED_BITS)
+
+
+def _together(
+    world_size: int | None, rank: int | None, shared_seed: int | None
+) -> tuple[int | None, int | None, int | None]:
+    """Check what workers that round together must say: all three, or nothing."""
+    chosen = {"world_size": world_size, "rank": rank, "shared_seed": shared_seed}
+    missing = [name for name, value in chosen.items() if value is None]
+    if len(missing) == len(chosen):
+        return None, None, None
+    if world_size is None or rank is None or shared_seed is None:
+        given = ", ".join(name for name in chosen if name not in missing)
+        raise InvalidInput(
+            f"world_size, rank and shared_seed belong together; got {given} "
+            f"without {' and '.join(missing)}",
+            code="invalid_option",
+            field=missing[0],
+        )
+    world_size = _integer("world_size", world_size, 1, MAX_WORLD_SIZE)
+    rank = _integer("rank", rank, 0, world_size - 1)
+    return world_size, rank, _integer("shared_seed", shared_seed, 0, MAX_SEED)
+
+
+def level_table(levels: ArrayLike) -> tuple[float, ...]:
+    """The numbers of a table that was given: 2..256, finite and ascending, as float64.
+
+    Raises
+    ------
+    InvalidInput
+        ``invalid_levels``, or ``unsupported_dtype`` for what is no array of numbers.
+    """
+    try:
+        table = np.asarray(levels)
+        known = table.dtype.kind in "iu" or table.dtype.name in ("float32", "float64")
+        values = table.astype(np.float64) if known else None
+    except (ValueError, TypeError, OverflowError):
+        values = None
+    if values is None:
+        raise InvalidInput(
+            "levels must be an array of float32 or float64 numbers; got something else",
+            code="unsupported_dtype",
+            field="levels",
+        )
+    if values.ndim != 1 or not MIN_LEVELS <= values.size <= MAX_LEVELS:
+        raise InvalidInput(
+            f"levels must have shape [s] with s = {MIN_LEVELS}..{MAX_LEVELS}; "
+            f"got {list(values.shape)}",
+            code="invalid_levels",
+            field="levels",
+        )
+    if not (np.isfinite(values).all() and (values[1:] >= values[:-1]).all()):
+        raise InvalidInput(
+            "levels must be finite and ascend; got NaN, infinity or a descending pair",
+            code="invalid_levels",
+            field="levels",
+        )
+    return tuple(values.tolist())
+
+
+def _exclude_choice(
+    bits: int | None, num_levels: int | None, method: str, block_size: int | None
+) -> None:
+    """Refuse options that say how levels are chosen beside levels; a default says nothing."""
+    chosen = {
+        "bits": bits,
+        "num_levels": num_levels,
+        "method": None if method in (METHODS[0], GIVEN) else method,
+        "block_size": block_size,
+    }
+    for name, value in chosen.items():
+        if value is not None:
+            raise InvalidInput(
+                f"levels and {name} exclude each other; got levels and {name}={value!r:.40}",
+                code="invalid_option",
+                field=name,
+            )
 
 
 def _integer(field: str, value: int, low: int, high: int) -> int:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from quiver_kernels.dtypes import WIRE_DTYPES, from_wire, levels_dtype
 from quiver_kernels.errors import InvalidInput
 from quiver_kernels.framing import (
+    MAX_DEPTH,
     MAX_ITEMS,
     Buffer,
     Segment,
@@ -26,7 +27,16 @@ from quiver_kernels.framing import (
     decode_typed,
     pack,
 )
-from quiver_kernels.options import MAX_BITS, MAX_LEVELS, MAX_SEED, MIN_BITS, MIN_LEVELS
+from quiver_kernels.options import (
+    MAX_BITS,
+    MAX_LEVEL_SETS,
+    MAX_LEVELS,
+    MAX_SEED,
+    MIN_BITS,
+    MIN_LEVEL_SETS,
+    MIN_LEVELS,
+    SIMBA,
+)
 from quiver_kernels.packing import num_blocks, packed_size, unpack_codes
 from quiver_kernels.tensors import TensorMessage, byte_view, check_shape, tensor_fields, to_array
 
@@ -64,6 +74,9 @@ class QuantizedVector:
         Expected squared error of the rounding over the squared norm of the vector.
     device, timings_ms
         Where it was computed and how long the stages took, in milliseconds.
+    level_sets
+        Number of level sets l of method ``simba``: `levels` has shape (l, s), and which row an
+        element's code points into follows from `seed` (`quiver_kernels.simba`). None otherwise.
     """
 
     method: str
@@ -78,6 +91,7 @@ class QuantizedVector:
     vnmse: float
     device: str = "cpu"
     timings_ms: Mapping[str, float] = field(default_factory=dict)
+    level_sets: int | None = None
 
     @property
     def size(self) -> int:
@@ -123,6 +137,8 @@ class QuantizedVector:
 
 def quantized_fields(q: QuantizedVector) -> dict[str, Any]:
     """The message's map, for `framing.pack`; levels and codes are views."""
+    # Only where it says something: messages of other methods stay what they were.
+    sets = {} if q.level_sets is None else {"level_sets": q.level_sets}
     return {
         "v": WIRE_VERSION,
         "method": q.method,
@@ -135,6 +151,7 @@ def quantized_fields(q: QuantizedVector) -> dict[str, Any]:
         "vnmse": q.vnmse,
         "device": q.device,
         "timings_ms": dict(q.timings_ms),
+        **sets,
         "levels": tensor_fields(q.levels, "levels"),
         "codes": byte_view(q.codes),
     }
@@ -156,6 +173,7 @@ class QuantizedMessage(msgspec.Struct, forbid_unknown_fields=True):
     vnmse: float
     device: str = "cpu"
     timings_ms: dict[str, float] = {}
+    level_sets: int | None = None
 
 
 _DECODER = msgspec.msgpack.Decoder(QuantizedMessage)
@@ -167,6 +185,7 @@ def decode_validated(
     max_items: int = MAX_ITEMS,
     *,
     checked: bool = False,
+    max_depth: int = MAX_DEPTH,
 ) -> Any:
     """`decode_typed` with msgspec's type errors turned into `InvalidInput`.
 
@@ -175,7 +194,7 @@ def decode_validated(
     try:
         if checked:
             return decode_checked(data, decoder)
-        return decode_typed(data, decoder, max_items)
+        return decode_typed(data, decoder, max_items, max_depth)
     except msgspec.ValidationError as error:
         raise schema_error(error) from None
 
@@ -224,6 +243,7 @@ def from_message(m: QuantizedMessage, where: str = "") -> QuantizedVector:
         vnmse=m.vnmse,
         device=m.device,
         timings_ms=m.timings_ms,
+        level_sets=m.level_sets,
     )
 
 
@@ -243,6 +263,7 @@ def _check_ranges(m: QuantizedMessage, where: str) -> None:
         "must be positive or null",
         m.block_size,
     )
+    _check_sets(m, where)
     _require(0 <= m.seed <= MAX_SEED, f"{where}seed", "must be an unsigned 64-bit integer", m.seed)
     _require(
         math.isfinite(m.vnmse) and m.vnmse >= 0,
@@ -271,9 +292,27 @@ def _check_ranges(m: QuantizedMessage, where: str) -> None:
     )
 
 
+def _check_sets(m: QuantizedMessage, where: str) -> None:
+    name = f"{where}level_sets"
+    if m.method != SIMBA:
+        _require(m.level_sets is None, name, f"is for method {SIMBA} only", m.level_sets)
+        return
+    _require(
+        m.level_sets is not None and MIN_LEVEL_SETS <= m.level_sets <= MAX_LEVEL_SETS,
+        name,
+        f"must be {MIN_LEVEL_SETS}..{MAX_LEVEL_SETS} for method {SIMBA}",
+        m.level_sets,
+    )
+    _require(
+        m.block_size is None, f"{where}block_size", f"must be null for method {SIMBA}", m.block_size
+    )
+
+
 def _levels(m: QuantizedMessage, size: int, where: str) -> NDArray[Any]:
     blocks = num_blocks(size, m.block_size)
     expected = [m.num_levels] if m.block_size is None else [blocks, m.num_levels]
+    if m.level_sets is not None:
+        expected = [m.level_sets, m.num_levels]
     name = f"{where}levels"
     _require(
         m.levels.shape == expected,

@@ -14,22 +14,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quiver_kernels import doubles
 from quiver_kernels.checks import (
     Range,
     check_aggregate,
     check_levels,
     check_weights,
     finite_range,
+    given_table,
     mean_dtype,
 )
 from quiver_kernels.dtypes import WIRE_DTYPES, levels_dtype, widen, wire_name
-from quiver_kernels.errors import InvalidInput
-from quiver_kernels.options import QuantizeOptions
+from quiver_kernels.errors import BackendUnavailable, InvalidInput
+from quiver_kernels.options import SIMBA, QuantizeOptions
 from quiver_kernels.packing import pack_codes, unpack_codes
 from quiver_kernels.partition import LAYOUTS, Layout, Partition, layout_of
 from quiver_kernels.quantized import QuantizedVector
 from quiver_kernels.rng import random_words
 from quiver_kernels.rounding import rounding_table
+from quiver_kernels.simba import shared_sets
+from quiver_kernels.strata import Strata
 from quiver_kernels.wire import LevelsResult
 
 _MAX_CANDIDATES = 4096
@@ -132,7 +136,11 @@ def levels_of(
 
 
 def round_codes(
-    x: NDArray[Any], levels: NDArray[Any], seed: int, first_index: int = 0
+    x: NDArray[Any],
+    levels: NDArray[Any],
+    seed: int,
+    first_index: int = 0,
+    strata: Strata | None = None,
 ) -> NDArray[np.uint8]:
     """Unbiased codes of `x` for one table, by the rule of `quiver_kernels.rounding`."""
     table = rounding_table(levels[np.newaxis, :])
@@ -145,8 +153,10 @@ def round_codes(
         scale = table.scale[0][k]
         p = (values * scale - row[k] * scale) * inverse[k]
     threshold = (p * p.dtype.type(2.0**32)).astype(np.int64)
-    words = random_words(seed, first_index, x.size).astype(np.int64)
-    up = (words < threshold) | (values >= row[k + 1])
+    words = random_words(seed, first_index, x.size)
+    if strata is not None:
+        words = strata.words(words, first_index)
+    up = (words.astype(np.int64) < threshold) | (values >= row[k + 1])
     codes: NDArray[np.uint8] = (k + up).astype(np.uint8)
     return codes
 
@@ -160,7 +170,12 @@ class ReferenceBackend:
         self, x: NDArray[Any], options: QuantizeOptions, weights: NDArray[Any] | None
     ) -> NDArray[Any]:
         """See `dispatch.Backend`; O(s n^2) per table."""
-        finite_range(x)
+        bounds = finite_range(x)
+        if options.method == SIMBA:
+            raise BackendUnavailable("the levels of method simba are found by the cpu backend only")
+        if options.levels is not None:
+            weighted = weights is not None
+            return given_table(options.levels, wire_name(x.dtype), bounds, weighted=weighted)
         flat = widen(x).astype(np.float64).reshape(-1)
         given = check_weights(x, weights)
         flat_weights = given if given.size else np.ones(flat.size)
@@ -204,9 +219,10 @@ class ReferenceBackend:
         flat = widen(x).reshape(-1)
         block = options.block_size or flat.size
         tables = np.atleast_2d(levels)
+        strata = Strata.of(options)
         codes = np.concatenate(
             [
-                round_codes(flat[i : i + block], tables[i // block], options.seed, i)
+                round_codes(flat[i : i + block], tables[i // block], options.seed, i, strata)
                 for i in range(0, flat.size, block)
             ]
         )
@@ -252,6 +268,59 @@ class ReferenceBackend:
         high = max(float(q.levels.max()) for q in vectors)
         return np.clip(total, low, high).astype(mean_dtype(vectors)).reshape(vectors[0].shape)
 
+    def add_codes(
+        self,
+        q: QuantizedVector,
+        start: int,
+        stop: int,
+        tables: Sequence[NDArray[np.int64]],
+        totals: Sequence[NDArray[np.int64]],
+    ) -> None:
+        """See `dispatch.Backend`."""
+        codes = _checked_codes(q)[start:stop]
+        rows: NDArray[Any] = np.arange(start, stop) // (q.block_size or q.size)
+        if q.level_sets is not None:
+            rows = shared_sets(q.seed, start, stop - start, q.level_sets)
+        for table, total in zip(tables, totals, strict=True):
+            np.add(total, table[rows, codes], out=total)
+
+    def extent(self, values: NDArray[Any]) -> tuple[float, float]:
+        """See `dispatch.Backend`."""
+        sizes = np.abs(values.astype(np.float64))
+        if not np.isfinite(sizes).all():
+            return math.nan, math.nan
+        return float(np.min(sizes[sizes > 0], initial=math.inf)), float(sizes.max())
+
+    def add_scaled(self, values: NDArray[Any], factor: float, total: NDArray[np.int64]) -> None:
+        """See `dispatch.Backend`."""
+        total += (values.astype(np.float64) * factor).astype(np.int64)
+
+    def add_cut(
+        self,
+        values: NDArray[Any],
+        factor: float,
+        cut: float,
+        high: NDArray[np.int64],
+        low: NDArray[np.int64],
+    ) -> None:
+        """See `dispatch.Backend`."""
+        scaled = values.astype(np.float64) * factor
+        whole = np.trunc(scaled)
+        high += whole.astype(np.int64)
+        low += ((scaled - whole) * cut).astype(np.int64)
+
+    def divide(
+        self,
+        numbers: Sequence[NDArray[np.int64]],
+        scales: Sequence[float],
+        wide: float,
+        tail: float,
+        out: NDArray[np.float64],
+        unclear: NDArray[np.bool_],
+    ) -> None:
+        """See `dispatch.Backend`."""
+        doubles.divide(numbers, scales, wide, tail, out, unclear)
+
     def warm_up(self) -> None:
         """Nothing to compile."""
 
@@ -284,6 +353,17 @@ def _steps(bounds: Range, count: int) -> NDArray[np.float64]:
 
 
 def _decoded(q: QuantizedVector, dtype: np.dtype[Any]) -> NDArray[Any]:
+    codes = _checked_codes(q)
+    tables: NDArray[Any] = np.atleast_2d(q.levels).astype(dtype)
+    if q.level_sets is None:
+        rows: NDArray[Any] = np.arange(q.size) // (q.block_size or q.size)
+    else:
+        rows = shared_sets(q.seed, 0, q.size, q.level_sets)
+    decoded: NDArray[Any] = tables[rows, codes]
+    return decoded
+
+
+def _checked_codes(q: QuantizedVector) -> NDArray[np.uint8]:
     codes = unpack_codes(q.codes, q.size, q.bits, q.block_size)
     largest = int(codes.max())
     if largest >= q.num_levels:
@@ -292,7 +372,4 @@ def _decoded(q: QuantizedVector, dtype: np.dtype[Any]) -> NDArray[Any]:
             code="invalid_codes",
             field="codes",
         )
-    tables: NDArray[Any] = np.atleast_2d(q.levels).astype(dtype)
-    blocks = np.arange(q.size) // (q.block_size or q.size)
-    decoded: NDArray[Any] = tables[blocks, codes]
-    return decoded
+    return codes

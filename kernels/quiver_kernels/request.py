@@ -11,8 +11,8 @@ from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
 from quiver_kernels.errors import InvalidInput
-from quiver_kernels.options import DEFAULT_GRID, QuantizeOptions
-from quiver_kernels.tensors import TensorMessage, to_array, vector_from_bin
+from quiver_kernels.options import DEFAULT_GRID, DEFAULT_LEVEL_SETS, GIVEN, QuantizeOptions
+from quiver_kernels.tensors import TensorMessage, tensor_fields, to_array, vector_from_bin
 
 MAX_LIST_NUMBERS = 10_000
 
@@ -39,11 +39,25 @@ class OptionsMessage(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     block_size: int | UnsetType | None = UNSET
     seed: int | UnsetType | None = UNSET
     device: str | UnsetType = UNSET
+    world_size: int | UnsetType | None = UNSET
+    rank: int | UnsetType | None = UNSET
+    shared_seed: int | UnsetType | None = UNSET
+    levels: TensorMessage | UnsetType | None = UNSET
+    level_sets: int | UnsetType = UNSET
 
     def given(self) -> dict[str, Any]:
         """The options that are there, null among them."""
         found = ((name, getattr(self, name)) for name in OptionsMessage.__struct_fields__)
-        return {name: value for name, value in found if value is not UNSET}
+        options = {name: value for name, value in found if value is not UNSET}
+        if isinstance(self.levels, TensorMessage):
+            options["levels"] = to_array(self.levels, "levels")
+            if options.get("method", GIVEN) != GIVEN:
+                raise InvalidInput(
+                    f"levels and method exclude each other; got levels and method={self.method!r}",
+                    code="invalid_option",
+                    field="method",
+                )
+        return options
 
     def checked(self) -> QuantizeOptions:
         """The options, checked, with defaults for what is absent."""
@@ -103,10 +117,29 @@ def _array(value: ArrayMessage, field: str) -> NDArray[Any]:
 def option_fields(options: QuantizeOptions) -> dict[str, Any]:
     """The options as keys of a message."""
     fields = all_option_fields(options)
-    # A service older than this key refuses it, so it is left out where it says nothing new.
+    # A service older than these keys refuses them, so they are left out where they say nothing.
     if options.grid == DEFAULT_GRID:
         del fields["grid"]
-    return fields
+    if options.level_sets == DEFAULT_LEVEL_SETS:
+        del fields["level_sets"]
+    for name in ("world_size", "rank", "shared_seed"):
+        if fields[name] is None:
+            del fields[name]
+    return with_levels(fields, options)
+
+
+def with_levels(fields: dict[str, Any], options: QuantizeOptions) -> dict[str, Any]:
+    """The fields with levels that were given as a tensor, in place of how to choose them."""
+    kept = {name: value for name, value in fields.items() if name != "levels"}
+    if options.levels is None:
+        return kept
+    table = np.array(options.levels)
+    with np.errstate(over="ignore"):
+        narrow = table.astype(np.float32)
+    table = narrow if np.array_equal(narrow, table) else table
+    choice = ("bits", "num_levels", "method", "block_size")
+    kept = {name: value for name, value in kept.items() if name not in choice}
+    return {**kept, "levels": tensor_fields(table, "levels")}
 
 
 def all_option_fields(options: QuantizeOptions) -> dict[str, Any]:
@@ -119,4 +152,9 @@ def all_option_fields(options: QuantizeOptions) -> dict[str, Any]:
         "seed": options.seed,
         "device": options.device,
         "grid": options.grid,
+        "world_size": options.world_size,
+        "rank": options.rank,
+        "shared_seed": options.shared_seed,
+        "levels": options.levels,
+        "level_sets": options.level_sets,
     }

@@ -3,8 +3,9 @@
 Counter words 0 and 1 are ``index // 4``, words 2 and 3 are 0, the key is the 64-bit
 seed, and the element takes output word ``index % 4`` (Salmon et al., SC 2011).
 
-Seeds for the vectors of a batch come from the same generator, out of counters that no
-element has: word 2 is 1.
+Other numbers come from the same generator, out of counters that no element has: word 2 is 1
+for the seeds of the vectors of a batch, and 2 for what workers share of their rounding
+(`strata`); and 3 for the level sets of `simba`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quiver_kernels.options import DRAWN_SEED_BITS
+
+STRATA_STREAM = 2
+"""Counter word 2 of the words that `strata` draws."""
+SETS_STREAM = 3
+"""Counter word 2 of the words that `simba` draws."""
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -52,12 +58,16 @@ def batch_seeds(seed: int, count: int) -> list[int]:
     return [int(value) for value in seeds]
 
 
-def random_words(seed: int, start: int, count: int) -> NDArray[np.uint32]:
-    """The 32-bit words of elements ``start .. start + count - 1`` of the stream of `seed`."""
+def random_words(seed: int, start: int, count: int, stream: int = 0) -> NDArray[np.uint32]:
+    """The 32-bit words of elements ``start .. start + count - 1`` of the stream of `seed`.
+
+    `stream` is counter word 2.
+    """
     first, last = start // 4, (start + count + 3) // 4
     index = np.arange(first, last, dtype=np.uint64)
     counters = np.zeros((index.size, 4), dtype=np.uint32)
     counters[:, 0] = index & _LOW
     counters[:, 1] = index >> np.uint64(32)
+    counters[:, 2] = stream
     words = philox4x32(counters, (seed & 0xFFFFFFFF, seed >> 32)).reshape(-1)
     return words[start - 4 * first :][:count]

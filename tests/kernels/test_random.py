@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.support.strategies import properties
 
 from quiver_kernels.cpu.encode import fill_random
-from quiver_kernels.rng import philox4x32, random_words
+from quiver_kernels.rng import STRATA_STREAM, philox4x32, random_words
 
 SEED = 0x0123456789ABCDEF
 
@@ -55,7 +55,7 @@ def test_known_answers(counter: str, key: str, answer: str):
 )
 def test_known_answers_by_element(seed: int, first: int, answer: str):
     compiled = np.empty(4, dtype=np.uint32)
-    fill_random(np.uint64(seed), first // 4, compiled)
+    fill_random(np.uint64(seed), np.uint64(0), first // 4, compiled)
 
     assert random_words(seed, first, 4).tolist() == words(answer)
     assert compiled.tolist() == words(answer)
@@ -65,9 +65,9 @@ def test_known_answers_by_element(seed: int, first: int, answer: str):
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**40), st.integers(1, 64))
 def test_numpy_and_compiled_words_are_the_same(seed: int, group: int, groups: int):
     compiled = np.empty(4 * groups, dtype=np.uint32)
-    fill_random(np.uint64(seed), group, compiled)
-
-    assert np.array_equal(random_words(seed, 4 * group, 4 * groups), compiled)
+    for stream in (0, STRATA_STREAM, 2**32 - 1):
+        fill_random(np.uint64(seed), np.uint64(stream), group, compiled)
+        assert np.array_equal(random_words(seed, 4 * group, 4 * groups, stream), compiled)
 
 
 @properties

@@ -25,6 +25,10 @@ from quiver_kernels.rng import batch_seeds, random_words
 X = np.arange(6, dtype=np.float32)
 
 
+TOGETHER = {"world_size": 4, "rank": 1, "shared_seed": 9}
+ALONE = {"world_size": None, "rank": None, "shared_seed": None}
+
+
 def read(fields: dict[str, Any]) -> wire.BatchRequest:
     request = wire.decode_quantize_request(packed(fields))
     assert isinstance(request, wire.BatchRequest)
@@ -98,6 +102,9 @@ def test_vectors_share_the_memory_of_the_message():
         ({"device": "cpu"}, {"device": "auto"}, {"device": "auto"}),
         ({"seed": 3}, {"seed": 2**64 - 1}, {"seed": 2**64 - 1}),
         ({"seed": 3}, {"seed": None}, {"seed": None}),
+        ({"seed": 3, **TOGETHER}, {"shared_seed": 7}, {**TOGETHER, "shared_seed": 7}),
+        ({"seed": 3, **TOGETHER}, ALONE, ALONE),
+        (TOGETHER, {"rank": 0}, {**TOGETHER, "rank": 0, "shared_seed": batch_seeds(9, 2)[1]}),
         ({}, {"weights": [1.0] * 6}, {"weights": [1.0] * 6}),
     ],
 )
@@ -108,7 +115,10 @@ def test_an_items_options_replace_the_shared_ones(shared: Any, own: Any, expecte
     for batch in (read(fields), read_json(fields)):
         first, second = (item.request for item in batch.items)
         seeds = batch_seeds(shared["seed"], 2) if "seed" in shared else [None, None]
-        same(first, alone({**shared, "vector": X.tolist(), "seed": seeds[0]}))
+        of_first = {"seed": seeds[0]}
+        if "shared_seed" in shared:
+            of_first["shared_seed"] = batch_seeds(shared["shared_seed"], 2)[0]
+        same(first, alone({**shared, "vector": X.tolist(), **of_first}))
         same(second, alone({"seed": seeds[1], **expected, "vector": X.tolist()}))
 
 

@@ -10,26 +10,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quiver_kernels.checks import Range
-from quiver_kernels.cpu import chunking, decode
+from quiver_kernels.checks import Range, mean_dtype
+from quiver_kernels.cpu import chunking, decode, simba
 from quiver_kernels.cpu.compile import Floats, frozen
 from quiver_kernels.cpu.encode import TILE, encode_blocks, pack_blocks, pack_eights, pack_pairs
 from quiver_kernels.cpu.intervals import interval_table
 from quiver_kernels.dtypes import WIRE_DTYPES
 from quiver_kernels.errors import InvalidInput
-from quiver_kernels.options import QuantizeOptions
+from quiver_kernels.options import SIMBA, QuantizeOptions
 from quiver_kernels.packing import packed_size
 from quiver_kernels.quantized import QuantizedVector
 from quiver_kernels.rounding import rounding_table
 from quiver_kernels.sharing import run_parts
 from quiver_kernels.stopping import STEP, checkpoint, slices
+from quiver_kernels.strata import Strata
 
 
 def encode(
     x: NDArray[Any], bounds: Range, options: QuantizeOptions, levels: NDArray[Any], seed: int
 ) -> tuple[NDArray[np.uint8], float, float]:
     """Packed codes, expected squared error and squared norm (both times the squared unit)."""
+    if options.method == SIMBA:
+        return _encode_to_sets(x, bounds, options, levels, seed)
     table = rounding_table(levels)
+    strata = Strata.of(options)
+    shifts = frozen(np.empty(0, np.uint32) if strata is None else strata.shifts)
     flat = x.reshape(-1)
     block = chunking.block_size(x, options)
     bits = options.bits
@@ -63,8 +68,11 @@ def encode(
             intervals.guess,
             intervals.first_step,
             np.uint64(seed),
+            np.uint64(0 if strata is None else strata.shared_seed),
+            shifts,
+            1 if strata is None else strata.world_size,
             bounds.unit,
-            np.empty(TILE + 4, np.uint32),
+            np.empty((2, TILE + 4), np.uint32),
             np.empty(TILE, np.uint16),
             np.empty((4, TILE), values.dtype),
             np.empty((2, TILE)),
@@ -78,6 +86,23 @@ def encode(
     sums = run_parts(chunking.block_spans(x.size, block), encode_span)
     error, norm = _column_sums(sums)
     return packed, error, norm
+
+
+def _encode_to_sets(
+    x: NDArray[Any], bounds: Range, options: QuantizeOptions, levels: NDArray[Any], seed: int
+) -> tuple[NDArray[np.uint8], float, float]:
+    bits = options.bits
+    packed = np.empty(packed_size(x.size, bits, None), np.uint8)
+
+    def pack(codes: NDArray[np.uint8], start: int, stop: int) -> None:
+        size = stop - start
+        out = packed[start * bits // 8 : start * bits // 8 + packed_size(size, bits, None)]
+        if bits == 8:
+            out[:] = codes[:size]
+        else:
+            _pack(codes, size, size, bits, out)
+
+    return packed, *simba.encode_to_sets(x, bounds, options, levels, seed, pack)
 
 
 def _column_sums(sums: list[Floats]) -> list[float]:
@@ -116,7 +141,10 @@ def dequantize(q: QuantizedVector) -> NDArray[Any]:
 
     def decode_span(span: tuple[int, int]) -> None:
         start, stop = span
-        codes = _codes(q, start, stop)
+        codes = codes_of(q, start, stop)
+        if q.level_sets is not None:
+            simba.look_up(q, codes, start, frozen(tables), out.view(raw)[start:stop])
+            return
         decode.look_up(codes, frozen(tables), block, start, out.view(raw)[start:stop])
 
     run_parts(chunking.spans(q.size), decode_span)
@@ -128,8 +156,7 @@ def mean(
 ) -> NDArray[Any]:
     """Sum of share times decoded vector, accumulated in float64."""
     out = np.empty(vectors[0].size, dtype=dtype)
-    ends = [_ends(q.levels) for q in vectors]
-    low, high = min(least for least, _ in ends), max(most for _, most in ends)
+    low, high = _all_ends(vectors)
     tables = [_shared_table(q, share) for q, share in zip(vectors, shares, strict=True)]
 
     def mean_of_span(span: tuple[int, int]) -> None:
@@ -137,13 +164,28 @@ def mean(
         total = np.zeros(stop - start)
         for q, table in zip(vectors, tables, strict=True):
             checkpoint()
-            codes = _codes(q, start, stop)
-            decode.add_up(codes, table, _values_per_table(q), start, total)
+            codes = codes_of(q, start, stop)
+            if q.level_sets is None:
+                decode.add_up(codes, table, _values_per_table(q), start, total)
+            else:
+                simba.add_up(q, codes, start, table, total)
         # Shares add up to 1 but for rounding, which must not leave the levels' range.
         out[start:stop] = np.clip(total, low, high, out=total)
 
     run_parts(chunking.spans(out.size), mean_of_span)
     return out.reshape(vectors[0].shape)
+
+
+def within_levels(total: Floats, vectors: Sequence[QuantizedVector]) -> NDArray[Any]:
+    """The mean of `vectors` from the sum of share times decoded vector, flat; spoils it."""
+    np.clip(total, *_all_ends(vectors), out=total)
+    return total.astype(mean_dtype(vectors)).reshape(vectors[0].shape)
+
+
+def _all_ends(vectors: Sequence[QuantizedVector]) -> tuple[float, float]:
+    """The least and the greatest level of all vectors."""
+    ends = [_ends(q.levels) for q in vectors]
+    return min(least for least, _ in ends), max(most for _, most in ends)
 
 
 def _shared_table(q: QuantizedVector, share: float) -> Floats:
@@ -210,7 +252,7 @@ def _values_per_table(q: QuantizedVector) -> int:
     return q.size if q.block_size is None else min(q.block_size, q.size)
 
 
-def _codes(q: QuantizedVector, start: int, stop: int) -> NDArray[np.uint8]:
+def codes_of(q: QuantizedVector, start: int, stop: int) -> NDArray[np.uint8]:
     """Codes of the elements from `start` to `stop`, checked against the table's length."""
     size, block, bits = stop - start, _values_per_table(q), q.bits
     if bits == 8:
@@ -234,3 +276,22 @@ def _codes(q: QuantizedVector, start: int, stop: int) -> NDArray[np.uint8]:
             field="codes",
         )
     return frozen(codes)
+
+
+def add_codes(
+    q: QuantizedVector,
+    start: int,
+    stop: int,
+    tables: Sequence[NDArray[np.int64]],
+    totals: Sequence[NDArray[np.int64]],
+) -> None:
+    """See `dispatch.Backend`."""
+    # Codes that are packed without a gap are unpacked from a whole byte on.
+    first = start - start % 8
+    codes = codes_of(q, first, stop)[start - first :]
+    if q.level_sets is not None:
+        for table, total in zip(tables, totals, strict=True):
+            simba.add_up(q, codes, start, frozen(table), total)
+        return
+    for table, total in zip(tables, totals, strict=True):
+        decode.add_up(codes, frozen(table), _values_per_table(q), start, total)

@@ -80,7 +80,7 @@ def look_up(
 
 @kernel
 def add_up(
-    codes: NDArray[np.uint8], tables: Floats, block_size: int, start: int, total: Floats
+    codes: NDArray[np.uint8], tables: NDArray[Any], block_size: int, start: int, total: NDArray[Any]
 ) -> None:
     """Add what `look_up` would write to `total`."""
     at = 0

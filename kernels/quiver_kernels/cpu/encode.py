@@ -24,14 +24,19 @@ TILE = 512
 LANES = 16
 MOST_PLACED = 16
 _TWO_32 = 4294967296.0
+# `rng.STRATA_STREAM`; Numba keys a kernel on the text of its own file.
+_STRATA_STREAM = np.uint64(2)
 # The largest float32 below 1: what a probability below 1 can be.
 _BELOW_ONE = np.float32(1.0 - 2.0**-24)
 
 
 @kernel
-def fill_random(seed: np.uint64, first_group: int, words: NDArray[np.uint32]) -> None:
+def fill_random(
+    seed: np.uint64, stream: np.uint64, first_group: int, words: NDArray[np.uint32]
+) -> None:
     """Fill `words`, uint32 of a multiple of 4, with the groups from `first_group` on.
 
+    `stream` is the third word of the counter.
     32-bit words lie in 64-bit variables, as the vector units multiply them. A run-time loop
     over rounds would be ten times slower, so they stand one by one.
     """
@@ -41,8 +46,8 @@ def fill_random(seed: np.uint64, first_group: int, words: NDArray[np.uint32]) ->
     for g in range(words.size // 4):
         group = np.uint64(first_group) + np.uint64(g)
         k0, k1 = seed & low, seed >> half
-        p0, p1 = (group & low) * m0, np.uint64(0)
-        c0, c1, c2, c3 = (group >> half) ^ k0, p1, (p0 >> half) ^ k1, p0 & low
+        p0, p1 = (group & low) * m0, stream * m1
+        c0, c1, c2, c3 = (p1 >> half) ^ (group >> half) ^ k0, p1 & low, (p0 >> half) ^ k1, p0 & low
         k0, k1 = (k0 + w0) & low, (k1 + w1) & low
         p0, p1 = c0 * m0, c2 * m1
         c0, c1, c2, c3 = (p1 >> half) ^ c1 ^ k0, p1 & low, (p0 >> half) ^ c3 ^ k1, p0 & low
@@ -73,6 +78,33 @@ def fill_random(seed: np.uint64, first_group: int, words: NDArray[np.uint32]) ->
         words[4 * g + 1] = np.uint32(p1)
         words[4 * g + 2] = np.uint32((p0 >> half) ^ c3 ^ k1)
         words[4 * g + 3] = np.uint32(p0)
+
+
+@kernel
+def stratify(
+    words: NDArray[np.uint32],
+    drawn: NDArray[np.uint32],
+    shifts: NDArray[np.uint32],
+    world_size: int,
+) -> None:
+    """Put `words` into the strata that `drawn` ones assign: the rule of `quiver_kernels.strata`.
+
+    The quotient is a whole number below 2**32 and some n-th, n <= 2**16: its floor survives the
+    rounding of a float64 division, which vector units have.
+    """
+    units, n, low, half = (
+        np.uint64(shifts.size),
+        np.uint64(world_size),
+        np.uint64(0xFFFFFFFF),
+        np.uint64(32),
+    )
+    divisor = np.float64(world_size)
+    for i in range(words.size):
+        scaled = np.uint64(drawn[i]) * units
+        stratum = np.uint64(shifts[scaled >> half]) + (((scaled & low) * n) >> half)
+        stratum = stratum - n if stratum >= n else stratum
+        within = np.float64(np.int64(stratum << half | np.uint64(words[i])))
+        words[i] = np.uint32(np.int64(within / divisor))
 
 
 def _placing(most: int) -> Any:
@@ -161,6 +193,9 @@ def encode_blocks(
     guess: NDArray[np.uint8],
     first_step: int,
     seed: np.uint64,
+    shared_seed: np.uint64,
+    shifts: NDArray[np.uint32],
+    world_size: int,
     unit: float,
     words: NDArray[np.uint32],
     places: NDArray[np.uint16],
@@ -185,10 +220,12 @@ def encode_blocks(
         An `IntervalTable` of the same rows.
     seed
         Key of the random numbers.
+    shared_seed, shifts, world_size
+        A worker's `Strata`; no shifts: it rounds alone.
     unit
         Power of two that keeps squares of the values within float64.
     words, places, found, lanes
-        Space to work in: TILE + 4, TILE, (4, TILE) of the type of `x`, (2, TILE).
+        Space to work in: (2, TILE + 4), TILE, (4, TILE) of the type of `x`, (2, TILE).
     codes
         Out: the codes.
     sums
@@ -219,9 +256,14 @@ def encode_blocks(
             index = first_index + tile
             if first_index + end > filled:
                 base = index // 4 * 4
-                filled = min(base + words.size, (first_index + x.size + 3) // 4 * 4)
-                fill_random(seed, base // 4, words[: filled - base])
-            drawn = words[index - base :]
+                filled = min(base + words.shape[1], (first_index + x.size + 3) // 4 * 4)
+                fresh = words[0, : filled - base]
+                fill_random(seed, np.uint64(0), base // 4, fresh)
+                if shifts.size > 0:
+                    shared = words[1, : filled - base]
+                    fill_random(shared_seed, _STRATA_STREAM, base // 4, shared)
+                    stratify(fresh, shared, shifts, world_size)
+            drawn = words[0, index - base :]
 
             below, above = found[0], found[1]
             if at_once and code.size >= LANES:
