@@ -18,6 +18,20 @@ WIRE_DTYPES: dict[str, np.dtype[Any]] = {
 }
 """Wire name to little-endian NumPy type; a closed set, never fed to ``np.dtype``."""
 
+LEAF_DTYPES: dict[str, np.dtype[Any]] = {
+    **WIRE_DTYPES,
+    "int8": np.dtype("<i1"),
+    "int16": np.dtype("<i2"),
+    "int32": np.dtype("<i4"),
+    "int64": np.dtype("<i8"),
+    "uint8": np.dtype("<u1"),
+    "uint16": np.dtype("<u2"),
+    "uint32": np.dtype("<u4"),
+    "uint64": np.dtype("<u8"),
+    "bool": np.dtype(np.bool_),
+}
+"""The same for leaves of a tree, which may also be integers and booleans."""
+
 # NumPy makes the name of a type anew whenever it is asked, which takes microseconds.
 _NAMES = {dtype: name for name, dtype in WIRE_DTYPES.items()}
 
@@ -47,6 +61,18 @@ def wire_name(dtype: np.dtype[Any], field: str = "vector") -> str:
             field=field,
         )
     return name
+
+
+def leaf_dtype(name: str, field: str = "dtype") -> np.dtype[Any]:
+    """NumPy type of a leaf of a tree; `InvalidInput` for any name not in `LEAF_DTYPES`."""
+    try:
+        return LEAF_DTYPES[name]
+    except KeyError:
+        raise InvalidInput(
+            f"{field} must be one of {', '.join(LEAF_DTYPES)}; got {name[:40]!r}",
+            code="unsupported_dtype",
+            field=field,
+        ) from None
 
 
 def levels_dtype(name: str) -> np.dtype[Any]:

@@ -83,12 +83,17 @@ def _header(view: memoryview, pos: int) -> tuple[int, int, int]:
     return kind, int.from_bytes(view[pos:end], "big"), end
 
 
-def check_structure(buffer: Buffer, max_items: int = MAX_ITEMS) -> None:
+def check_structure(buffer: Buffer, max_items: int = MAX_ITEMS, max_depth: int = MAX_DEPTH) -> int:
     """Refuse anything but exactly one plain MessagePack value.
 
     Refused: truncated or trailing bytes, duplicate or non-text map keys, extension
-    types, more than `MAX_DEPTH` levels, more than `max_items` values. Reads headers
+    types, more than `max_depth` levels, more than `max_items` values. Reads headers
     only, O(values); ``bin`` and ``str`` payloads are skipped.
+
+    Returns
+    -------
+    int
+        Values of the message, keys among them.
 
     Raises
     ------
@@ -97,7 +102,7 @@ def check_structure(buffer: Buffer, max_items: int = MAX_ITEMS) -> None:
     """
     view = memoryview(buffer).cast("B")
     try:
-        end = _walk(view, max_items)
+        end, items = _walk(view, max_items, max_depth)
     except _Truncated:
         raise MalformedMessage(f"message is cut short: it ends at byte {len(view)}") from None
     if end != len(view):
@@ -105,16 +110,17 @@ def check_structure(buffer: Buffer, max_items: int = MAX_ITEMS) -> None:
             f"{len(view) - end} bytes follow the message, which ends at byte {end}",
             code="trailing_bytes",
         )
+    return items
 
 
-def _walk(view: memoryview, max_items: int) -> int:
+def _walk(view: memoryview, max_items: int, max_depth: int) -> tuple[int, int]:
     # Of the open container: values still to come, keys seen (None for an array).
     left: int = 1
     keys: set[bytes] | None = None
     outer: list[tuple[int, set[bytes] | None]] = []
     key_is_next = False
     pos, end = 0, len(view)
-    for _ in range(max_items):
+    for number in range(max_items):
         kind, size, pos = _header(view, pos)
         if size > end - pos:
             raise _Truncated
@@ -125,8 +131,8 @@ def _walk(view: memoryview, max_items: int) -> int:
         if kind > _ARRAY:
             pos += size
         elif size:
-            if len(outer) == MAX_DEPTH:
-                raise MalformedMessage(f"message nests deeper than {MAX_DEPTH} levels")
+            if len(outer) == max_depth:
+                raise MalformedMessage(f"message nests deeper than {max_depth} levels")
             outer.append((left, keys))
             left, keys = size, set() if kind == _MAP else None
             key_is_next = kind == _MAP
@@ -134,7 +140,7 @@ def _walk(view: memoryview, max_items: int) -> int:
         left -= 1
         while not left:
             if not outer:
-                return pos
+                return pos, number + 1
             left, keys = outer.pop()
             left -= 1
         key_is_next = keys is not None
@@ -176,7 +182,10 @@ def is_map(value: Buffer | msgspec.Raw) -> bool:
 
 
 def decode_typed(
-    buffer: Buffer, decoder: msgspec.msgpack.Decoder[T], max_items: int = MAX_ITEMS
+    buffer: Buffer,
+    decoder: msgspec.msgpack.Decoder[T],
+    max_items: int = MAX_ITEMS,
+    max_depth: int = MAX_DEPTH,
 ) -> T:
     """Structure check, then typed decoding; ``memoryview`` fields share `buffer`'s memory.
 
@@ -187,7 +196,7 @@ def decode_typed(
     msgspec.ValidationError
         Well-formed, but not of the decoder's type.
     """
-    check_structure(buffer, max_items)
+    check_structure(buffer, max_items, max_depth)
     return decode_checked(buffer, decoder)
 
 

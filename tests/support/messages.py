@@ -125,3 +125,52 @@ def with_nested(fields: Fields, path: tuple[Any, ...], value: Any) -> Fields:
         place = place[step]
     place[path[-1]] = value
     return changed
+
+
+def tree(**changes: Any) -> Fields:
+    """A tree message with everything in it: quantized, with outliers, raw, nested and tagged."""
+    vector = quantized(
+        shape=[6], levels=tensor(np.array([[-1, 0, 2.5], [3, 3, 3]], dtype=np.float32))
+    )
+    fields: Fields = {
+        "v": 1,
+        "kind": "tree",
+        "groups": [
+            {
+                "dtype": "float32",
+                "names": ["weight", "bias"],
+                "shapes": [[2, 3], [2]],
+                "sections": [
+                    {
+                        "vector": vector,
+                        "outliers": {
+                            "indices": bytes([1, 2]),
+                            "values": np.array([9.0, -9.0], np.float32).tobytes(),
+                        },
+                    },
+                    np.array([0.5, 1.5], np.float32).tobytes(),
+                ],
+            },
+            {"dtype": "bool", "names": ["mask"], "shapes": [[3]], "sections": [b"\1\0\1"]},
+            {
+                "dtype": "int64",
+                "names": ["steps", "none"],
+                "shapes": [[], [0, 2]],
+                "sections": [np.array([-7]).tobytes()],
+            },
+        ],
+        "order": np.array([1, 0, 4, 2, 3], "<u4").tobytes(),
+        "structure": {"dict": {"a": {"list": [0, 1]}, "b": {"tuple": [2, {"dict": {"c": 3}}, 4]}}},
+        "tag": {"round": 3, "model_version": 2, "client": "ä", "weight": 2.5},
+    }
+    return {**fields, **changes}
+
+
+def trees_request(**changes: Any) -> Fields:
+    """A request of /aggregate: one tree nested and one as bin."""
+    fields: Fields = {
+        "trees": [tree(), msgpack.packb(tree(tag={}))],
+        "weights": [1.0, 2.0],
+        "quantize": {"bits": 3, "seed": 5, "min_size": 2},
+    }
+    return {**fields, **changes}

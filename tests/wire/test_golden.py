@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,29 @@ import pytest
 
 import quiver_kernels as qk
 from quiver_kernels import QuantizedVector, QuantizeOptions, dispatch, wire
-from quiver_kernels.dtypes import WIRE_DTYPES
+from quiver_kernels.dtypes import LEAF_DTYPES, WIRE_DTYPES
 from quiver_kernels.packing import unpack_codes
 from quiver_kernels.reference import round_codes
 from quiver_kernels.rng import batch_seeds
 from quiver_kernels.rounding import rounding_table
+from quiver_kernels.sketch import Details, Sketch, Undecided
+from quiver_kernels.sketch_levels import levels_of_sketches
+from quiver_kernels.tree import (
+    Group,
+    Leaf,
+    Outliers,
+    QuantizedSection,
+    QuantizedTree,
+    RawSection,
+    Section,
+    Tag,
+)
+from quiver_kernels.treerequest import (
+    Requantize,
+    TreesRequest,
+    decode_aggregate_request,
+    encode_trees_request,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 VECTORS = sorted(path.stem for path in GOLDEN.glob("vector-*.msgpack"))
@@ -35,6 +54,14 @@ OTHERS = {
     "answer-batch-list": wire.decode_batch,
     "answer-batch-map": wire.decode_batch,
     "tensor": wire.decode_tensor,
+    "sketch": qk.Sketch.from_bytes,
+    "undecided": Undecided.from_bytes,
+    "details": Details.from_bytes,
+    "request-sketches": wire.decode_levels_request,
+    "request-given-levels": wire.decode_quantize_request,
+    "integer-sum": qk.IntegerSum.from_bytes,
+    "tree": QuantizedTree.from_bytes,
+    "request-aggregate-trees": decode_aggregate_request,
 }
 
 # dtype, method, num_levels, block_size, shape: every bit width, type and method among them.
@@ -105,6 +132,8 @@ def golden_messages() -> Iterator[tuple[str, bytes, dict[str, Any]]]:
     yield "answer-levels", b"".join(wire.encode_levels(result)), answer
     yield "tensor", b"".join(wire.encode_tensor(vector)), {"values": vector.tolist()}
     yield from golden_batches(made)
+    yield from golden_trees()
+    yield from golden_shared_levels()
 
 
 def golden_batches(made: list[QuantizedVector]) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
@@ -140,6 +169,58 @@ def golden_batches(made: list[QuantizedVector]) -> Iterator[tuple[str, bytes, di
     yield "answer-batch-list", data, levels
     data = b"".join(wire.encode_batch(wire.QuantizedBatch(done, ("a", "b", "c"))))
     yield "answer-batch-map", data, {**levels, "names": ["a", "b", "c"]}
+
+
+def golden_shared_levels() -> Iterator[tuple[str, bytes, dict[str, Any]]]:
+    """The same of sketches, of tables that are given, and of sums of codes."""
+    shards = np.split((100 + np.random.default_rng(2).normal(size=300)).astype(np.float32), [120])
+    sketches = [Sketch.from_vector(x, 16) for x in shards]
+    merged = Sketch.merged(sketches)
+    levels = {"levels": merged.levels(5).tolist()}
+    yield "sketch", merged.to_bytes(), {"size": 300, "cells": 16, **levels}
+    undecided = merged.undecided(5)
+    assert undecided is not None
+    yield "undecided", undecided.to_bytes(), {"bits": undecided.cut.bits}
+    details = undecided.of(shards[0])
+    yield "details", details.to_bytes(), {"size": details.rows.size}
+    messages = [sketch.to_bytes() for sketch in sketches]
+    body = b"".join(wire.encode_sketch_levels_request(messages, 5, 12))
+    table = qk.grid_levels(merged, 5, 12)
+    grid = {"num_levels": 5, "granularity": 12, "levels": table.levels.tolist()}
+    yield "request-sketches", body, grid
+    options = QuantizeOptions.create(levels=table.levels, seed=4)
+    given = {"vector": shards[1].tolist(), "levels": table.levels.tolist()}
+    body = b"".join(wire.encode_quantize_request(shards[1], options))
+    yield "request-given-levels", body, given
+    total = qk.IntegerSum(table, 120, 3)
+    total.add(qk.quantize(shards[0], levels=table.levels, seed=4), 3)
+    yield "integer-sum", total.to_bytes(), {"sum": total.decode().tolist(), "dtype": "int16"}
+
+
+def golden_trees() -> Iterator[tuple[str, bytes, dict[str, Any]]]:
+    """A tree of every type and section, and a request that averages it with another."""
+    rng = np.random.default_rng(2)
+    groups = []
+    for i, (name, dtype) in enumerate(LEAF_DTYPES.items()):
+        x = rng.integers(0, 2, 40) if name == "bool" else rng.integers(0, 100, 40) * 0.75
+        x = x.astype(dtype)
+        sections: list[Section] = [RawSection(x[:11]), RawSection(x[11:])]
+        if name in WIRE_DTYPES:
+            q = qk.quantize(x[:30], bits=2 + i, seed=i, block_size=None if i % 2 else 12)
+            places = np.array([0, 4, 29])
+            sections = [QuantizedSection(q, Outliers(places, -x[places])), RawSection(x[30:])]
+        leaves = (Leaf(f"{name}.a", name, (3, 11)), Leaf(f"{name}.b", name, (7,)))
+        groups.append(Group((*leaves, Leaf(f"{name}.c", name, (0, 2))), tuple(sections)))
+    count = 3 * len(groups)
+    nodes: dict[str, Any] = {"x": {"list": list(range(count - 1))}, "y": {"tuple": [count - 1]}}
+    tag = Tag(7, 2**63 - 1, "client ä", 0.1)
+    tree = QuantizedTree(tuple(groups), tuple(reversed(range(count))), {"dict": nodes}, tag)
+    arrays = {name: array.astype(np.float64).tolist() for name, array in tree.arrays().items()}
+    yield "tree", tree.to_bytes(), {"arrays": arrays, "structure": {"dict": nodes}}
+    other = replace(tree, tag=Tag())
+    options = QuantizeOptions.create(num_levels=9, method="uniform", seed=3)
+    body = b"".join(encode_trees_request([tree, other], [1.0, 3.0], Requantize(options, 33)))
+    yield "request-aggregate-trees", body, {"weights": [1.0, 3.0], "num_levels": 9, "min_size": 33}
 
 
 def write_golden(folder: Path = GOLDEN) -> None:
@@ -270,6 +351,71 @@ def test_batch_answers_are_read_as_ever(name: str):
             q.codes.tobytes()
             == QuantizedVector.from_bytes(load(VECTORS[number])[0]).codes.tobytes()
         )
+
+
+def test_sketches_are_read_as_ever():
+    data, expected = load("sketch")
+    sketch = Sketch.from_bytes(data)
+    question, asked = load("undecided")
+    answer, told = load("details")
+
+    assert (sketch.size, sketch.cells) == (expected["size"], expected["cells"])
+    assert sketch.levels(5).tolist() == expected["levels"]
+    assert sketch.to_bytes() == data
+    undecided = sketch.undecided(5)
+    assert undecided is not None
+    assert undecided.to_bytes() == question
+    assert Undecided.from_bytes(question).cut.bits == asked["bits"]
+    assert Details.from_bytes(answer).rows.size == told["size"]
+
+
+def test_requests_for_shared_levels_are_read_as_ever():
+    data, expected = load("request-sketches")
+    request = wire.decode_levels_request(data)
+    found = levels_of_sketches(request.sketches, request.num_levels, request.granularity)
+
+    assert (request.num_levels, request.granularity) == (5, expected["granularity"])
+    assert found.levels.tolist() == expected["levels"]
+    data, expected = load("request-given-levels")
+    quantize = wire.decode_quantize_request(data)
+    assert quantize.vector.tolist() == expected["vector"]
+    assert list(quantize.options.levels) == expected["levels"]
+    assert (quantize.options.method, quantize.options.seed) == ("given", 4)
+
+
+def test_sums_are_read_as_ever():
+    data, expected = load("integer-sum")
+    total = qk.IntegerSum.from_bytes(data)
+
+    assert total.decode().tolist() == expected["sum"]
+    assert (total.dtype, total.count, total.weight) == (expected["dtype"], 1, 3)
+    assert total.to_bytes() == data
+
+
+def test_trees_are_read_as_ever():
+    data, expected = load("tree")
+    tree = QuantizedTree.from_bytes(data)
+    arrays = tree.arrays()
+
+    assert list(arrays) == list(expected["arrays"])
+    for name, values in expected["arrays"].items():
+        assert arrays[name].astype(np.float64).tolist() == values
+        assert arrays[name].dtype == LEAF_DTYPES[name.partition(".")[0]]
+    assert tree.structure == expected["structure"]
+    assert tree.tag == Tag(7, 2**63 - 1, "client ä", 0.1)
+    assert tree.to_bytes() == data
+
+
+def test_requests_for_the_mean_of_trees_are_read_as_ever():
+    data, expected = load("request-aggregate-trees")
+    request = decode_aggregate_request(data)
+
+    assert isinstance(request, TreesRequest)
+    assert list(request.weights) == expected["weights"]
+    assert request.quantize.options.num_levels == expected["num_levels"]
+    assert request.quantize.min_size == expected["min_size"]
+    tree = QuantizedTree.from_bytes(load("tree")[0])
+    assert [each.groups[0].leaves for each in request.trees] == [tree.groups[0].leaves] * 2
 
 
 def test_the_writer_leaves_golden_files_alone(tmp_path: Path):
