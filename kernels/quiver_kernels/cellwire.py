@@ -157,6 +157,27 @@ def cut_of(m: CutMessage, kind: str) -> Cut:
     return cut
 
 
+def sketch_of(m: CellsMessage) -> Cells:
+    """The cells of a sketch's message; errors as of `cells_of`."""
+    rows = cells_of(m, "sketch")
+    _require(rows.index.size > 0, "rows", "must not be 0", 0, "empty_vector")
+    check_exponent(rows.partition, rows.low, rows.high)
+    return rows
+
+
+def check_columns(m: CellsMessage) -> None:
+    """Refuse columns that cannot hold as many numbers as the message says it has rows."""
+    for name in ("steps", "nearest", "spans", "counts", "whole", "part"):
+        size = m.rows - 1 if name == "steps" else m.rows
+        _require(
+            size <= getattr(m, name).nbytes <= 8 * max(size, 0),
+            name,
+            f"must have 1..8 bytes for each of {size} numbers",
+            getattr(m, name).nbytes,
+            "size_mismatch",
+        )
+
+
 def check_exponent(partition: Partition, low: float, high: float) -> None:
     """Refuse a partition that is not the one of its range."""
     expected = Partition.of(low, high, partition.cells, partition.layout).exponent

@@ -8,7 +8,9 @@ messages; `request` holds what is asked for one vector, `batch` many of them in 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,9 +29,10 @@ from quiver_kernels.batch import (
     encode_batch,
     encode_batch_request,
 )
+from quiver_kernels.cellwire import CellsMessage, check_columns
 from quiver_kernels.errors import InvalidInput, MalformedMessage
 from quiver_kernels.framing import Buffer, Segment, pack
-from quiver_kernels.options import QuantizeOptions
+from quiver_kernels.options import MAX_GRANULARITY, MIN_GRANULARITY, QuantizeOptions
 from quiver_kernels.quantized import (
     QuantizedMessage,
     QuantizedVector,
@@ -42,7 +45,6 @@ from quiver_kernels.request import (
     ArrayMessage,
     OptionsMessage,
     QuantizeRequest,
-    VectorMessage,
     option_fields,
     read_request,
 )
@@ -53,6 +55,8 @@ __all__ = [
     "MAX_BATCH_VECTORS",
     "MAX_LIST_NUMBERS",
     "MAX_NAME_BYTES",
+    "MAX_SKETCHES",
+    "MAX_SKETCH_ROWS",
     "MEDIA_TYPE",
     "MEDIA_TYPES",
     "AggregateRequest",
@@ -61,6 +65,8 @@ __all__ = [
     "LevelsResult",
     "QuantizeRequest",
     "QuantizedBatch",
+    "SketchLevelsRequest",
+    "check_granularity",
     "decode_aggregate_request",
     "decode_batch",
     "decode_levels",
@@ -74,13 +80,19 @@ __all__ = [
     "encode_levels",
     "encode_map",
     "encode_quantize_request",
+    "encode_sketch_levels_request",
     "encode_tensor",
+    "naming_sketch",
     "quantize_request_from_raw",
+    "sketch_levels_request",
 ]
 
 MEDIA_TYPE = "application/vnd.msgpack"
 MEDIA_TYPES = (MEDIA_TYPE, "application/msgpack", "application/x-msgpack")
 MAX_AGGREGATE_VECTORS = 4096
+MAX_SKETCHES = 4096
+MAX_SKETCH_ROWS = 1 << 24
+AUTO = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +102,30 @@ class LevelsRequest:
     vector: NDArray[Any]
     weights: NDArray[Any] | None
     options: QuantizeOptions
+
+
+@dataclass(frozen=True, slots=True)
+class SketchLevelsRequest:
+    """A ``POST /levels`` from sketches, whose columns have the right sizes.
+
+    Attributes
+    ----------
+    sketches
+        Their messages; what the numbers say is checked when they are read.
+    num_levels
+        Levels of the one table, 2..256.
+    granularity
+        Steps of the grid that the levels shall lie on; None: no grid.
+    """
+
+    sketches: tuple[CellsMessage, ...]
+    num_levels: int
+    granularity: int | Literal["auto"] | None
+
+    @property
+    def rows(self) -> int:
+        """Rows of all sketches together."""
+        return sum(sketch.rows for sketch in self.sketches)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +166,13 @@ class _QuantizeMessage(OptionsMessage, forbid_unknown_fields=True, kw_only=True)
     vectors: msgspec.Raw | UnsetType = UNSET
 
 
+class _LevelsMessage(OptionsMessage, forbid_unknown_fields=True, kw_only=True):
+    vector: ArrayMessage | UnsetType = UNSET
+    weights: ArrayMessage | None = None
+    sketches: list[memoryview] | UnsetType = UNSET
+    granularity: int | str | UnsetType | None = UNSET
+
+
 class _AggregateMessage(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     vectors: list[QuantizedMessage | memoryview]
     weights: list[float] | None = None
@@ -146,7 +189,8 @@ class _LevelsAnswer(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 _QUANTIZE = msgspec.msgpack.Decoder(_QuantizeMessage)
-_VECTOR = msgspec.msgpack.Decoder(VectorMessage)
+_LEVELS_REQUEST = msgspec.msgpack.Decoder(_LevelsMessage)
+_SKETCH = msgspec.msgpack.Decoder(CellsMessage)
 _AGGREGATE = msgspec.msgpack.Decoder(_AggregateMessage)
 _TENSOR = msgspec.msgpack.Decoder(TensorMessage)
 _LEVELS = msgspec.msgpack.Decoder(_LevelsAnswer)
@@ -230,22 +274,123 @@ def quantize_request_from_raw(data: Buffer, query: Sequence[tuple[str, str]]) ->
     return read_request(memoryview(data).cast("B"), None, options.checked())
 
 
-def decode_levels_request(data: Buffer) -> LevelsRequest:
-    """Read a request of ``/levels``: the keys of ``/quantize`` without ``seed``."""
-    message: VectorMessage = decode_validated(data, _VECTOR)
+def decode_levels_request(data: Buffer) -> LevelsRequest | SketchLevelsRequest:
+    """Read a request of ``/levels``: the keys of ``/quantize`` without those of rounding.
+
+    Or a list of sketches in place of the vector.
+    """
+    message: _LevelsMessage = decode_validated(data, _LEVELS_REQUEST)
+    if not isinstance(message.sketches, UnsetType):
+        return _sketches_requested(message, message.sketches)
     if message.seed is not UNSET and message.seed is not None:
         raise InvalidInput(
             "seed has no meaning for /levels: levels are not random",
             code="invalid_option",
             field="seed",
         )
+    for name in ("world_size", "rank", "shared_seed"):
+        if getattr(message, name) not in (UNSET, None):
+            raise InvalidInput(
+                f"{name} has no meaning for /levels: it is about rounding",
+                code="invalid_option",
+                field=name,
+            )
+    if message.levels not in (UNSET, None):
+        raise InvalidInput(
+            "levels have no meaning for /levels: they are its answer",
+            code="invalid_option",
+            field="levels",
+        )
+    if message.granularity not in (UNSET, None):
+        raise InvalidInput(
+            "granularity belongs to sketches; got it with a vector",
+            code="invalid_option",
+            field="granularity",
+        )
+    if isinstance(message.vector, UnsetType):
+        raise InvalidInput(
+            "vector, or sketches, is required; got neither", code="missing_key", field="vector"
+        )
     request = read_request(message.vector, message.weights, message.checked())
     return LevelsRequest(request.vector, request.weights, request.options)
 
 
-def decode_aggregate_request(data: Buffer) -> AggregateRequest:
-    """Read a request of ``/aggregate``; vectors are messages, nested or as bin."""
-    message: _AggregateMessage = decode_validated(data, _AGGREGATE)
+def _sketches_requested(message: _LevelsMessage, sketches: list[memoryview]) -> SketchLevelsRequest:
+    for name in (*OptionsMessage.__struct_fields__, "vector", "weights"):
+        if name not in ("bits", "num_levels") and getattr(message, name) not in (UNSET, None):
+            raise InvalidInput(
+                f"sketches exclude {name}; got both", code="invalid_option", field=name
+            )
+    granularity = None if isinstance(message.granularity, UnsetType) else message.granularity
+    return sketch_levels_request(
+        sketches, message.checked().num_levels, check_granularity(granularity)
+    )
+
+
+def sketch_levels_request(
+    sketches: Sequence[Buffer], num_levels: int, granularity: int | Literal["auto"] | None
+) -> SketchLevelsRequest:
+    """A request for one table from messages of sketches; other parameters were checked.
+
+    Raises
+    ------
+    MalformedMessage, InvalidInput
+        ``field`` names the sketch: ``sketches[3].rows``.
+    """
+    if not 1 <= len(sketches) <= MAX_SKETCHES:
+        raise InvalidInput(
+            f"sketches must hold 1..{MAX_SKETCHES} sketches; got {len(sketches)}",
+            code="invalid_option",
+            field="sketches",
+        )
+    messages = []
+    for place, data in enumerate(sketches):
+        with naming_sketch(place):
+            message: CellsMessage = decode_validated(data, _SKETCH)
+            check_columns(message)
+        messages.append(message)
+    request = SketchLevelsRequest(tuple(messages), num_levels, granularity)
+    if request.rows > MAX_SKETCH_ROWS:
+        raise InvalidInput(
+            f"sketches must have at most {MAX_SKETCH_ROWS} rows together; got {request.rows}",
+            code="too_many_elements",
+            field="sketches",
+        )
+    return request
+
+
+def naming_sketch(place: int) -> contextlib.AbstractContextManager[None]:
+    """Errors raised inside say that they are about the sketch at `place`."""
+    return batch.naming_errors(f"sketches[{place}]", wrapped=True)
+
+
+def check_granularity(value: object) -> int | Literal["auto"] | None:
+    """Steps of a grid for levels: a number, ``auto``, or None."""
+    if value is None:
+        return None
+    if isinstance(value, str) and value == AUTO:
+        return "auto"
+    number = operator.index(value) if hasattr(value, "__index__") else None
+    if (
+        isinstance(value, bool)
+        or number is None
+        or not MIN_GRANULARITY <= number <= MAX_GRANULARITY
+    ):
+        raise InvalidInput(
+            f"granularity must be {MIN_GRANULARITY}..{MAX_GRANULARITY} or 'auto'; "
+            f"got {value!r:.40}",
+            code="invalid_option",
+            field="granularity",
+        )
+    return number
+
+
+def decode_aggregate_request(data: Buffer, *, checked: bool = False) -> AggregateRequest:
+    """Read a request of ``/aggregate`` for vectors; they are messages, nested or as bin.
+
+    `checked`: the structure of the message is known to be good.
+    """
+    message: _AggregateMessage = decode_validated(data, _AGGREGATE, checked=checked)
     count = len(message.vectors)
     if not 1 <= count <= MAX_AGGREGATE_VECTORS:
         raise InvalidInput(
@@ -320,6 +465,17 @@ def encode_quantize_request(
     if weights is not None:
         fields["weights"] = tensor_fields(weights, "weights")
     fields["vector"] = tensor_fields(vector)
+    return pack(fields)
+
+
+def encode_sketch_levels_request(
+    sketches: Sequence[Buffer], num_levels: int, granularity: int | str | None = None
+) -> list[Segment]:
+    """A request of ``/levels`` from messages of sketches in segments."""
+    fields: dict[str, Any] = {"num_levels": num_levels}
+    if granularity is not None:
+        fields["granularity"] = granularity
+    fields["sketches"] = [memoryview(data) for data in sketches]
     return pack(fields)
 
 
