@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from quiver_kernels import dispatch, sharing
+from quiver_kernels.batch import label_of, naming_errors
 from quiver_kernels.errors import InvalidInput
-from quiver_kernels.options import DEFAULT_BINS, DEFAULT_GRID, QuantizeOptions
+from quiver_kernels.options import (
+    DEFAULT_BINS,
+    DEFAULT_GRID,
+    DEFAULT_LEVEL_SETS,
+    METHODS,
+    QuantizeOptions,
+)
+from quiver_kernels.planning import ALL_BITS, BitPlan, Budget, Ways, choose, require_vectors
 from quiver_kernels.quantized import QuantizedVector
 
 
@@ -22,6 +30,7 @@ def optimal_levels(
     *,
     bins: int = DEFAULT_BINS,
     grid: str = DEFAULT_GRID,
+    level_sets: int = DEFAULT_LEVEL_SETS,
     block_size: int | None = None,
     device: str = "auto",
 ) -> NDArray[Any]:
@@ -37,7 +46,8 @@ def optimal_levels(
     method
         ``exact``: optimal, on data points; ``accelerated``: the same optimum by the
         two-levels-a-step recurrence; ``approx``: optimal among the candidates of a `grid`,
-        without sorting; ``uniform``: equal steps.
+        without sorting; ``uniform``: equal steps; ``simba``: several sets of levels that both
+        ends choose from with shared random numbers, about half the error at equal bits.
     weights
         Non-negative importance of each value, shape of `x`.
     bins
@@ -46,6 +56,8 @@ def optimal_levels(
         Candidates of ``approx``: ``robust``, the outermost values of these cells, which are
         cut finer near 0 as floating-point numbers are, and all values of vectors of up to
         4096; or ``uniform``, the points of a uniform grid (the paper's Apx. QUIVER).
+    level_sets
+        Sets of levels of ``simba``, l, 2..8; it takes neither `weights` nor `block_size`.
     block_size
         Values that share a table; None: all.
     device
@@ -56,7 +68,8 @@ def optimal_levels(
     ndarray
         Ascending, shape (s,), or (blocks, s) with `block_size`; float32, or float64 for
         float64 input. First and last are the minimum and maximum. With fewer distinct
-        values than levels the last is repeated.
+        values than levels the last is repeated. Of ``simba``: shape (l, s), each set ascending;
+        the means of all first and of all last levels span the values.
 
     Raises
     ------
@@ -75,6 +88,7 @@ def optimal_levels(
         method=method,
         bins=bins,
         grid=grid,
+        level_sets=level_sets,
         block_size=block_size,
         device=device,
     )
@@ -91,15 +105,20 @@ def quantize(
     weights: ArrayLike | None = None,
     bins: int = DEFAULT_BINS,
     grid: str = DEFAULT_GRID,
+    level_sets: int = DEFAULT_LEVEL_SETS,
     block_size: int | None = None,
     device: str = "auto",
+    world_size: int | None = None,
+    rank: int | None = None,
+    shared_seed: int | None = None,
+    levels: ArrayLike | None = None,
     threads: int | None = 1,
 ) -> QuantizedVector:
     """Quantize `x`: choose levels, round every value without bias, pack the codes.
 
     Parameters
     ----------
-    x, method, weights, bins, grid, block_size, device
+    x, method, weights, bins, grid, level_sets, block_size, device
         As for `optimal_levels`.
     bits
         Bits per value, 1..8 (default 4); or give `num_levels`.
@@ -108,6 +127,16 @@ def quantize(
         seed) gives the same codes on any device, thread count or chunking.
     num_levels
         Levels per table, 2..256, instead of `bits`.
+    world_size, rank, shared_seed
+        For workers whose vectors will be averaged: how many they are (1..65536), which of them
+        this is (0..world_size - 1) and a seed that all of them have, unsigned 64-bit, a new
+        one for every average. Their errors then cancel in part (`quiver_kernels.strata`); each
+        vector alone is rounded as well as ever. All or None; `seed` stays each worker's own.
+    levels
+        Encode with this very table instead of choosing one: ascending, 2..256 float32 or
+        float64 numbers that are values of the type of `x` and bracket all of `x`. Excludes
+        `bits`, `num_levels`, `method`, `weights` and `block_size`; the method of the result is
+        ``given``.
     threads
         Threads to share the passes over a large vector; None: one per processor. More than
         the caller's are started for this call only; they change nothing but the time.
@@ -128,9 +157,14 @@ def quantize(
         method=method,
         bins=bins,
         grid=grid,
+        level_sets=level_sets,
         block_size=block_size,
         seed=seed,
         device=device,
+        world_size=world_size,
+        rank=rank,
+        shared_seed=shared_seed,
+        levels=levels,
     )
     backend = dispatch.pick(device)
     with sharing.threads(threads):
@@ -212,6 +246,75 @@ def aggregate(
     """
     with sharing.threads(threads):
         return dispatch.pick_decoder().aggregate(vectors, weights)
+
+
+def plan(
+    vectors: Mapping[str, ArrayLike],
+    *,
+    max_bytes: int | None = None,
+    bits_per_value: float | None = None,
+    max_error: float | None = None,
+    bits: Sequence[int] = ALL_BITS,
+    methods: Sequence[str] = METHODS[:1],
+    bins: int = DEFAULT_BINS,
+    grid: str = DEFAULT_GRID,
+    block_size: int | None = None,
+    raw: bool = True,
+    device: str = "auto",
+    threads: int | None = 1,
+) -> BitPlan:
+    """Bits and method for each of `vectors`: least total error within a budget, or fewest bytes.
+
+    Parameters
+    ----------
+    vectors
+        Arrays as for `quantize`, by name.
+    max_bytes, bits_per_value, max_error
+        The budget, one of the three, or none for the error curves alone: bytes of codes and
+        levels of all vectors; the same in bits per value; sum of expected squared errors.
+    bits, methods
+        Candidates: all pairs.
+    bins, grid, block_size, device, threads
+        As for `quantize`.
+    raw
+        Whether to send a vector as it is may be chosen too.
+
+    Returns
+    -------
+    BitPlan
+        Curves and choices by name, totals, and whether the choice is proved to be the best.
+        Errors are the objective itself, computed from the levels and all values.
+
+    Raises
+    ------
+    InvalidInput, BackendUnavailable
+        As for `quantize`; the budget is less than the least possible, which the text tells.
+
+    Notes
+    -----
+    For every candidate the levels are solved for and the error is computed; `allocate` then
+    finds the best combination (a multiple-choice knapsack).
+    """
+    budget = Budget.of(max_bytes, bits_per_value, max_error)
+    ways = Ways.create(
+        bits=bits,
+        methods=methods,
+        bins=bins,
+        grid=grid,
+        block_size=block_size,
+        raw=raw,
+        device=device,
+    )
+    require_vectors(vectors)
+    backend = dispatch.pick(device)
+    curves = {}
+    with sharing.threads(threads):
+        for name, values in vectors.items():
+            with naming_errors(label_of(name), wrapped=False):
+                x = as_vector(values, "vector")
+                found = [backend.levels(x, options, None) for options in ways.options]
+            curves[name] = ways.curve(x, found)
+    return choose(curves, budget)
 
 
 def as_vector(x: ArrayLike, field: str = "x") -> NDArray[Any]:

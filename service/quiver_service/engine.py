@@ -12,8 +12,16 @@ from typing import Any, TypeVar, cast
 from numpy.typing import NDArray
 
 from quiver_kernels import dispatch
+from quiver_kernels.batch import label_of, naming_errors
+from quiver_kernels.options import QuantizeOptions
+from quiver_kernels.planning import BitPlan, choose
+from quiver_kernels.planwire import PlanRequest
 from quiver_kernels.quantized import QuantizedVector
+from quiver_kernels.sketch_levels import levels_of_sketches
 from quiver_kernels.stopping import checkpoint
+from quiver_kernels.tree import QuantizedTree
+from quiver_kernels.tree_mean import aggregate_trees
+from quiver_kernels.treerequest import TreesRequest
 from quiver_kernels.wire import (
     AggregateRequest,
     BatchRequest,
@@ -21,6 +29,7 @@ from quiver_kernels.wire import (
     LevelsResult,
     QuantizedBatch,
     QuantizeRequest,
+    SketchLevelsRequest,
 )
 from quiver_service import footprint
 from quiver_service.budget import Lease
@@ -181,6 +190,28 @@ class Engine:
             lambda backend: backend.levels(request.vector, request.options, request.weights),
         )
 
+    def levels_of_sketches(self, request: SketchLevelsRequest) -> LevelsResult:
+        """One table for the vectors of many sketches; errors as for `quantize`."""
+        self._check_output(footprint.of_sketch_levels(request), None)
+        return levels_of_sketches(request.sketches, request.num_levels, request.granularity)
+
+    def plan(self, request: PlanRequest) -> BitPlan:
+        """Bits and methods of many vectors within a budget; errors as for `quantize`."""
+        self._check_output(footprint.of_plan(request), None)
+        curves = {}
+        for name, x in request.vectors.items():
+            with naming_errors(label_of(name), wrapped=False):
+                curves[name] = request.ways.curve(
+                    x, [self._levels_of(x, options) for options in request.ways.options]
+                )
+        return choose(curves, request.budget)
+
+    def _levels_of(self, x: NDArray[Any], options: QuantizeOptions) -> LevelsResult:
+        checkpoint()
+        return self.devices.compute(
+            options.device, lambda backend: backend.levels(x, options, None)
+        )
+
     def aggregate(self, request: AggregateRequest) -> NDArray[Any] | QuantizedVector:
         """Weighted mean of quantized vectors, quantized again if the request asks for it."""
         block_size = None if request.quantize is None else request.quantize.block_size
@@ -193,6 +224,20 @@ class Engine:
         options = request.quantize.with_seed()
         return self.devices.compute(
             options.device, lambda backend: backend.quantize(mean, options, None)
+        )
+
+    def aggregate_trees(self, request: TreesRequest) -> QuantizedTree:
+        """Weighted mean of trees, quantized again if the request asks for it."""
+        self._check_output(footprint.of_trees(request), None)
+        return self.devices.decode(
+            lambda _: aggregate_trees(
+                request.trees, request.weights, quantize=request.quantize, encode=self._encode
+            )
+        )
+
+    def _encode(self, values: NDArray[Any], options: QuantizeOptions) -> QuantizedVector:
+        return self.devices.compute(
+            options.device, lambda backend: backend.quantize(values, options, None)
         )
 
     def _check_output(self, needed: Footprint, block_size: int | None) -> None:

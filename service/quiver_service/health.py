@@ -10,21 +10,31 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, Response
 
 from quiver_kernels import wire
-from quiver_kernels.dtypes import WIRE_DTYPES
+from quiver_kernels.dtypes import LEAF_DTYPES, WIRE_DTYPES
 from quiver_kernels.options import (
     DEVICES,
     GRIDS,
     MAX_BINS,
     MAX_BITS,
+    MAX_LEVEL_SETS,
     MAX_LEVELS,
     METHODS,
     MIN_BINS,
     MIN_BITS,
+    MIN_LEVEL_SETS,
     MIN_LEVELS,
     QuantizeOptions,
 )
 from quiver_kernels.quantized import WIRE_VERSION
+from quiver_kernels.structure import MAX_STRUCTURE_DEPTH, MAX_STRUCTURE_NODES
 from quiver_kernels.tensors import MAX_DIMENSIONS
+from quiver_kernels.tree import (
+    MAX_CLIENT_BYTES,
+    MAX_LEAF_NAME_BYTES,
+    MAX_LEAVES,
+    MAX_SECTIONS,
+)
+from quiver_kernels.treerequest import MAX_AGGREGATE_TREES
 from quiver_service import schemas
 from quiver_service._version import __version__
 from quiver_service.lifecycle import Phase
@@ -87,17 +97,26 @@ def describe(services: Services) -> dict[str, Any]:
         "methods": list(METHODS),
         "grids": list(GRIDS),
         "dtypes": list(WIRE_DTYPES),
+        "leaf_dtypes": list(LEAF_DTYPES),
         "devices": {name: devices.get(name, False) for name in DEVICES[1:]},
         "media_types": list(wire.MEDIA_TYPES),
         "bits": {"min": MIN_BITS, "max": MAX_BITS},
         "num_levels": {"min": MIN_LEVELS, "max": MAX_LEVELS},
         "bins": {"min": MIN_BINS, "max": MAX_BINS},
+        "level_sets": {"min": MIN_LEVEL_SETS, "max": MAX_LEVEL_SETS},
         "limits": {
             "max_body_bytes": settings.max_body_bytes,
             "max_output_bytes": settings.max_output_bytes,
             "max_json_bytes": settings.max_json_bytes,
             "max_list_numbers": wire.MAX_LIST_NUMBERS,
             "max_aggregate_vectors": wire.MAX_AGGREGATE_VECTORS,
+            "max_aggregate_trees": MAX_AGGREGATE_TREES,
+            "max_leaves": MAX_LEAVES,
+            "max_sections": MAX_SECTIONS,
+            "max_leaf_name_bytes": MAX_LEAF_NAME_BYTES,
+            "max_structure_depth": MAX_STRUCTURE_DEPTH,
+            "max_structure_nodes": MAX_STRUCTURE_NODES,
+            "max_tag_client_bytes": MAX_CLIENT_BYTES,
             "max_batch_vectors": wire.MAX_BATCH_VECTORS,
             "max_name_bytes": wire.MAX_NAME_BYTES,
             "max_dimensions": MAX_DIMENSIONS,

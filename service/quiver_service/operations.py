@@ -1,4 +1,4 @@
-"""The four operations: how the request of each is read, sized, computed and answered."""
+"""The operations: how the request of each is read, sized, computed and answered."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from typing import Any, Generic, TypeVar
 
 from numpy.typing import NDArray
 
-from quiver_kernels import wire
+from quiver_kernels import treerequest, wire
 from quiver_kernels.framing import Segment, is_well_formed
+from quiver_kernels.planning import BitPlan
+from quiver_kernels.planwire import PlanRequest, decode_plan_request, encode_plan
 from quiver_kernels.quantized import QuantizedVector
+from quiver_kernels.tree import QuantizedTree
+from quiver_kernels.treerequest import TreesRequest
 from quiver_kernels.wire import MEDIA_TYPES
 from quiver_service import effort, footprint
 from quiver_service.engine import Engine
@@ -19,6 +23,7 @@ from quiver_service.negotiation import JSON, OCTETS
 
 _LIGHT_VALUES = 256
 _LIGHT_TEXT = 1024
+_LIGHT_SKETCHES = 64
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -136,16 +141,85 @@ def _common(names: set[str]) -> str:
     return names.pop() if len(names) == 1 else "mixed"
 
 
-def _encode_aggregate(result: NDArray[Any] | QuantizedVector) -> list[Segment]:
-    if isinstance(result, QuantizedVector):
+Averaged = wire.AggregateRequest | TreesRequest
+Aggregated = NDArray[Any] | QuantizedVector | QuantizedTree
+
+
+def _is_light_aggregate(upload: Upload) -> bool:
+    # A bin of a few kilobytes can hold a tree of thousands of values.
+    return b"trees" not in bytes(upload.body) and is_light(upload)
+
+
+def _decode_aggregate(upload: Upload) -> Averaged:
+    return treerequest.decode_aggregate_request(upload.body)
+
+
+def _footprint_aggregate(request: Averaged) -> Footprint:
+    if isinstance(request, TreesRequest):
+        return footprint.of_trees(request)
+    return footprint.of_aggregate(request)
+
+
+def _effort_aggregate(request: Averaged) -> int:
+    if isinstance(request, TreesRequest):
+        return effort.of_trees(request)
+    return effort.of_aggregate(request)
+
+
+def _aggregate(engine: Engine, request: Averaged) -> Aggregated:
+    if isinstance(request, TreesRequest):
+        return engine.aggregate_trees(request)
+    return engine.aggregate(request)
+
+
+def _is_light_for_levels(upload: Upload) -> bool:
+    # A request with a vector has fewer values; reading many sketches takes longer.
+    return is_well_formed(upload.body, _LIGHT_SKETCHES)
+
+
+LevelsAsked = wire.LevelsRequest | wire.SketchLevelsRequest
+
+
+def _footprint_levels(request: LevelsAsked) -> Footprint:
+    if isinstance(request, wire.SketchLevelsRequest):
+        return footprint.of_sketch_levels(request)
+    return footprint.of_levels(request)
+
+
+def _effort_levels(request: LevelsAsked) -> int:
+    if isinstance(request, wire.SketchLevelsRequest):
+        return effort.of_sketch_levels(request)
+    return effort.of_quantize(request)
+
+
+def _levels(engine: Engine, request: LevelsAsked) -> wire.LevelsResult:
+    if isinstance(request, wire.SketchLevelsRequest):
+        return engine.levels_of_sketches(request)
+    return engine.levels(request)
+
+
+def _describe_levels(request: LevelsAsked, result: wire.LevelsResult) -> Work:
+    if isinstance(request, wire.SketchLevelsRequest):
+        return Work(result.method, result.device, request.rows)
+    return Work(result.method, result.device, request.vector.size)
+
+
+def _describe_plan(request: PlanRequest, plan: BitPlan) -> Work:
+    device = request.ways.options[0].device
+    size = sum(curve.size for curve in plan.curves.values())
+    return Work("plan", "cpu" if device == "auto" else device, size)
+
+
+def _encode_aggregate(result: Aggregated) -> list[Segment]:
+    if isinstance(result, QuantizedVector | QuantizedTree):
         return result.to_segments()
     return wire.encode_tensor(result)
 
 
-def _describe_aggregate(
-    request: wire.AggregateRequest, result: NDArray[Any] | QuantizedVector
-) -> Work:
+def _describe_aggregate(request: Averaged, result: Aggregated) -> Work:
     device = result.device if isinstance(result, QuantizedVector) else "cpu"
+    if isinstance(request, TreesRequest):
+        return Work("aggregate", device, sum(tree.size for tree in request.trees))
     return Work("aggregate", device, sum(q.size for q in request.vectors))
 
 
@@ -173,19 +247,31 @@ LEVELS = Operation(
     media_types=MEDIA_TYPES,
     growth=0.0,
     decode=lambda upload: wire.decode_levels_request(upload.body),
-    footprint=footprint.of_levels,
-    effort=effort.of_quantize,
-    compute=Engine.levels,
+    footprint=_footprint_levels,
+    effort=_effort_levels,
+    compute=_levels,
     encode=wire.encode_levels,
-    describe=lambda request, result: Work(result.method, result.device, request.vector.size),
+    describe=_describe_levels,
+    light=_is_light_for_levels,
 )
 AGGREGATE = Operation(
     media_types=MEDIA_TYPES,
     growth=1.0,
-    decode=lambda upload: wire.decode_aggregate_request(upload.body),
-    footprint=footprint.of_aggregate,
-    effort=effort.of_aggregate,
-    compute=Engine.aggregate,
+    decode=_decode_aggregate,
+    footprint=_footprint_aggregate,
+    effort=_effort_aggregate,
+    compute=_aggregate,
     encode=_encode_aggregate,
     describe=_describe_aggregate,
+    light=_is_light_aggregate,
+)
+PLAN = Operation(
+    media_types=MEDIA_TYPES,
+    growth=0.0,
+    decode=lambda upload: decode_plan_request(upload.body),
+    footprint=footprint.of_plan,
+    effort=effort.of_plan,
+    compute=Engine.plan,
+    encode=encode_plan,
+    describe=_describe_plan,
 )

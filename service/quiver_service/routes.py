@@ -1,4 +1,4 @@
-"""The routes of the four operations, and the way past the framework's router.
+"""The routes of the operations, and the way past the framework's router.
 
 The routes are what FastAPI knows and documents. For a small request its router takes longer than
 all that is done for it, so `Shortcut` looks an operation up by its path and serves it directly.
@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from quiver_service import schemas
 from quiver_service.exchange import exchange
-from quiver_service.operations import AGGREGATE, DEQUANTIZE, LEVELS, QUANTIZE, Operation
+from quiver_service.operations import AGGREGATE, DEQUANTIZE, LEVELS, PLAN, QUANTIZE, Operation
 from quiver_service.services import Services, services_of
 
 VERSION_PREFIX = "/v1"
@@ -27,6 +27,7 @@ _OPERATIONS: Mapping[str, Operation[Any, Any]] = {
     "/dequantize": DEQUANTIZE,
     "/levels": LEVELS,
     "/aggregate": AGGREGATE,
+    "/plan": PLAN,
 }
 
 
@@ -91,3 +92,9 @@ async def levels(request: Request) -> Response:
 async def aggregate(request: Request) -> Response:
     """Weighted mean of quantized vectors, as a tensor or quantized again."""
     return await _served(request, "/aggregate")
+
+
+@router.post("/plan", **schemas.PLAN)
+async def plan(request: Request) -> Response:
+    """Choose bits and method for each of many vectors within one budget."""
+    return await _served(request, "/plan")

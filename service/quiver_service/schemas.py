@@ -8,29 +8,46 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from quiver_kernels.dtypes import WIRE_DTYPES
+from quiver_kernels.dtypes import LEAF_DTYPES, WIRE_DTYPES
 from quiver_kernels.options import (
     DEFAULT_BINS,
     DEFAULT_BITS,
     DEFAULT_GRID,
+    DEFAULT_LEVEL_SETS,
     DEVICES,
     GRIDS,
     MAX_BINS,
     MAX_BITS,
+    MAX_GRANULARITY,
+    MAX_LEVEL_SETS,
     MAX_LEVELS,
     MAX_SEED,
+    MAX_WORLD_SIZE,
     METHODS,
     MIN_BINS,
     MIN_BITS,
+    MIN_GRANULARITY,
+    MIN_LEVEL_SETS,
     MIN_LEVELS,
 )
 from quiver_kernels.quantized import WIRE_VERSION
+from quiver_kernels.structure import MAX_STRUCTURE_DEPTH
 from quiver_kernels.tensors import MAX_DIMENSIONS
+from quiver_kernels.tree import (
+    MAX_CLIENT_BYTES,
+    MAX_LEAF_NAME_BYTES,
+    MAX_LEAVES,
+    MAX_SECTIONS,
+)
+from quiver_kernels.treerequest import DEFAULT_MIN_SIZE, MAX_AGGREGATE_TREES
 from quiver_kernels.wire import (
+    AUTO,
     MAX_AGGREGATE_VECTORS,
     MAX_BATCH_VECTORS,
     MAX_LIST_NUMBERS,
     MAX_NAME_BYTES,
+    MAX_SKETCH_ROWS,
+    MAX_SKETCHES,
     MEDIA_TYPES,
 )
 from quiver_service.errors import ERROR_KINDS
@@ -53,13 +70,13 @@ Every body needs a `Content-Length`. Errors are RFC 9457 problem documents with 
 """
 
 TAGS = [
-    {"name": "operations", "description": "Quantize, decode, choose levels, average."},
+    {"name": "operations", "description": "Quantize, decode, choose levels, average, plan."},
     {"name": "operators", "description": "Health, metrics, limits."},
 ]
 
 PATHS = frozenset(
     {
-        *("/quantize", "/dequantize", "/levels", "/aggregate"),
+        *("/quantize", "/dequantize", "/levels", "/aggregate", "/plan"),
         *("/livez", "/readyz", "/healthz", "/metrics", "/info"),
         *("/docs", "/redoc", "/openapi.json"),
     }
@@ -103,7 +120,9 @@ _OPTIONS: Json = {
         "default": "exact",
         "description": "`exact`: provably optimal levels. `accelerated`: the same optimum by "
         "another recurrence. `approx`: optimal among the candidates of a `grid`, without "
-        "sorting; for long vectors. `uniform`: equal steps.",
+        "sorting; for long vectors. `uniform`: equal steps. `simba`: several sets of levels that "
+        "both ends choose from with shared random numbers; about half the error at equal bits, "
+        "without `weights` and `block_size`.",
     },
     "bins": {
         "type": "integer",
@@ -119,6 +138,13 @@ _OPTIONS: Json = {
         "description": "Candidates of `approx`. `robust`: the outermost values of its cells, which "
         "are cut finer near 0 as floating-point numbers are. `uniform`: the points of a uniform "
         "grid.",
+    },
+    "level_sets": {
+        "type": "integer",
+        "minimum": MIN_LEVEL_SETS,
+        "maximum": MAX_LEVEL_SETS,
+        "default": DEFAULT_LEVEL_SETS,
+        "description": "Sets of levels of `simba`.",
     },
     "block_size": {
         "type": ["integer", "null"],
@@ -140,7 +166,37 @@ _OPTIONS: Json = {
         "default": "auto",
         "description": "Where to compute; `GET /info` lists what is here.",
     },
+    "world_size": {
+        "type": ["integer", "null"],
+        "minimum": 1,
+        "maximum": MAX_WORLD_SIZE,
+        "default": None,
+        "description": "Workers whose vectors will be averaged and that round together, so that "
+        "their errors cancel in part. With `rank` and `shared_seed`, or none of the three.",
+    },
+    "rank": {
+        "type": ["integer", "null"],
+        "minimum": 0,
+        "maximum": MAX_WORLD_SIZE - 1,
+        "default": None,
+        "description": "Which of the workers this is: 0 up to `world_size` - 1.",
+    },
+    "shared_seed": {
+        "type": ["integer", "null"],
+        "minimum": 0,
+        "maximum": MAX_SEED,
+        "default": None,
+        "description": "A seed that all workers have, new for every average (unsigned 64-bit).",
+    },
+    "levels": {
+        "anyOf": [_ref("Tensor"), {"type": "null"}],
+        "default": None,
+        "description": "Encode with this very table: ascending, shape [s] with s = 2..256, float32 "
+        "or float64, of values of the vector's type that bracket the vector. Excludes `bits`, "
+        "`num_levels`, `method`, `block_size` and `weights`; the answer's method is `given`.",
+    },
 }
+_ROUNDING = frozenset({"seed", "world_size", "rank", "shared_seed", "levels"})
 
 _QUANTIZED_KEYS: Json = {
     "v": {"const": WIRE_VERSION, "description": "Version of the message."},
@@ -159,7 +215,8 @@ _QUANTIZED_KEYS: Json = {
     "levels": {
         "allOf": [_ref("Tensor")],
         "description": "Ascending; shape [s], or [blocks, s] with a block size; float32 (float64 "
-        "for float64 vectors). First and last are the (block's) minimum and maximum.",
+        "for float64 vectors). First and last are the (block's) minimum and maximum. Of `simba`: "
+        "shape [level_sets, s].",
     },
     "codes": {
         **_BIN,
@@ -176,6 +233,13 @@ _QUANTIZED_KEYS: Json = {
         "type": "object",
         "additionalProperties": {"type": "number"},
         "description": "Milliseconds per stage; informative.",
+    },
+    "level_sets": {
+        "type": ["integer", "null"],
+        "minimum": MIN_LEVEL_SETS,
+        "maximum": MAX_LEVEL_SETS,
+        "description": "Of method `simba` only: sets of levels. Which one an element's code points "
+        "into follows from `seed`.",
     },
 }
 
@@ -224,11 +288,12 @@ _TENSOR = _object(
     },
     ["dtype", "shape", "data"],
 )
-_LEVEL_OPTIONS = {name: option for name, option in _OPTIONS.items() if name != "seed"}
+_LEVEL_OPTIONS = {name: option for name, option in _OPTIONS.items() if name not in _ROUNDING}
 _VECTOR = _array_of("What to quantize; finite, at least one value.")
 _WEIGHTS = _array_of("Importance of each value: the vector's shape, not negative; null: equal.")
 _WEIGHTS["anyOf"].append({"type": "null"})
-_REQUIRED_QUANTIZED = [name for name in _QUANTIZED_KEYS if name not in {"device", "timings_ms"}]
+_OPTIONAL = {"device", "timings_ms", "level_sets"}
+_REQUIRED_QUANTIZED = [name for name in _QUANTIZED_KEYS if name not in _OPTIONAL]
 
 COMPONENTS: Json = {
     "Tensor": _TENSOR,
@@ -244,7 +309,8 @@ COMPONENTS: Json = {
                     _ref("BatchItem"),
                     "Many vectors, by name or in a list. The options beside it hold for all of "
                     "them, but for those that an item has itself; a `seed` gives each vector a "
-                    "seed of its own, derived from it and the vector's position.",
+                    "seed of its own, derived from it and the vector's position, and so does a "
+                    "`shared_seed`.",
                 ),
             },
             [],
@@ -263,15 +329,42 @@ COMPONENTS: Json = {
         {"vector": _VECTOR, **_OPTIONS, "weights": _WEIGHTS},
         ["vector"],
     ),
-    "LevelsRequest": _object(
-        "Body of `/levels`: that of `/quantize` without `seed`.",
-        {
-            "vector": _array_of("What to choose levels for; finite, at least one value."),
-            **_LEVEL_OPTIONS,
-            "weights": _WEIGHTS,
-        },
-        ["vector"],
-    ),
+    "LevelsRequest": {
+        **_object(
+            "Body of `/levels`: that of `/quantize` without what is about rounding; or `sketches` "
+            "of vectors, with `bits` or `num_levels`, and `granularity`.",
+            {
+                "vector": _array_of("What to choose levels for; finite, at least one value."),
+                **_LEVEL_OPTIONS,
+                "weights": _WEIGHTS,
+                "sketches": {
+                    "type": "array",
+                    "minItems": 1,
+                    "maxItems": MAX_SKETCHES,
+                    "items": _BIN,
+                    "description": "Messages of `quiver_kernels.Sketch`, of one type and number of "
+                    f"cells, at most {MAX_SKETCH_ROWS} rows together: one table for all vectors.",
+                },
+                "granularity": {
+                    "anyOf": [
+                        {
+                            "type": "integer",
+                            "minimum": MIN_GRANULARITY,
+                            "maximum": MAX_GRANULARITY,
+                        },
+                        {"const": AUTO},
+                        {"type": "null"},
+                    ],
+                    "default": None,
+                    "description": "With `sketches`: levels that are integers times a power of "
+                    "two, at most so many steps apart; `auto`: as few as lose less than 1 %. Codes "
+                    "of such levels add up without decoding. null: no grid.",
+                },
+            },
+            [],
+        ),
+        "oneOf": [{"required": ["vector"]}, {"required": ["sketches"]}],
+    },
     "QuantizedVector": _object(
         "Self-contained and storable; what `/dequantize` and `/aggregate` take.",
         _QUANTIZED_KEYS,
@@ -305,28 +398,221 @@ COMPONENTS: Json = {
         },
         ["levels", "num_levels", "method", "expected_mse", "vnmse", "device"],
     ),
-    "AggregateRequest": _object(
-        "Body of `/aggregate`.",
+    "Tree": _object(
+        "A model's state as named leaves, quantized or as they are (docs/wire-format.md).",
         {
-            "vectors": {
+            "v": {"const": WIRE_VERSION, "description": "Version of the message."},
+            "kind": {"const": "tree"},
+            "groups": {"type": "array", "items": _ref("TreeGroup")},
+            "order": {
+                "anyOf": [_BIN, {"type": "null"}],
+                "description": "Position of each leaf in the original tree, groups read one after "
+                "the other: little-endian unsigned 32-bit. Absent: as they stand.",
+            },
+            "structure": {
+                "description": "How leaves are nested: a leaf's position, or a map of one entry, "
+                '`{"dict": {key: node}}`, `{"list": [node]}` or `{"tuple": [node]}`; null: a flat '
+                f"map of names. At most {MAX_STRUCTURE_DEPTH} deep.",
+                "anyOf": [{"type": "object"}, {"type": "integer"}, {"type": "null"}],
+            },
+            "tag": {"anyOf": [_ref("TreeTag"), {"type": "null"}]},
+        },
+        ["v", "kind", "groups"],
+    ),
+    "TreeGroup": _object(
+        "Leaves of one type, one after the other in a stream that is cut into sections.",
+        {
+            "dtype": {"type": "string", "enum": list(LEAF_DTYPES)},
+            "names": {
                 "type": "array",
                 "minItems": 1,
-                "maxItems": MAX_AGGREGATE_VECTORS,
-                "description": "Quantized vectors of one shape: nested maps, or each message as a "
-                "`bin`.",
-                "items": {"anyOf": [_ref("QuantizedVector"), _BIN]},
+                "maxItems": MAX_LEAVES,
+                "items": {
+                    "type": "string",
+                    "minLength": 1,
+                    "maxLength": MAX_LEAF_NAME_BYTES,
+                    "description": f"At most {MAX_LEAF_NAME_BYTES} bytes of UTF-8.",
+                },
             },
-            "weights": {
-                "type": ["array", "null"],
-                "items": {"type": "number", "minimum": 0},
-                "description": "One per vector, not all zero; null: equal.",
+            "shapes": {
+                "type": "array",
+                "items": {
+                    "type": "array",
+                    "items": {"type": "integer", "minimum": 0},
+                    "maxItems": MAX_DIMENSIONS,
+                },
             },
-            "quantize": {
-                "anyOf": [_ref("Options"), {"type": "null"}],
-                "description": "Quantize the mean again with these options.",
+            "sections": {
+                "type": "array",
+                "maxItems": MAX_SECTIONS,
+                "description": "A `bin` of values, little-endian; or a quantized vector of one "
+                "dimension. Their sizes add up to those of the leaves.",
+                "items": {"anyOf": [_BIN, _ref("TreeSection")]},
+            },
+        },
+        ["dtype", "names", "shapes", "sections"],
+    ),
+    "TreeSection": _object(
+        "A quantized vector, and values of it that are kept exactly.",
+        {
+            "vector": _ref("QuantizedVector"),
+            "outliers": {"anyOf": [_ref("TreeOutliers"), {"type": "null"}]},
+        },
+        ["vector"],
+    ),
+    "TreeOutliers": _object(
+        "Values in place of what their codes say.",
+        {
+            "indices": {
+                **_BIN,
+                "description": "Ascending positions: the first, then each distance less 1, in "
+                "groups of 7 bits, least significant first, the high bit set on all but the last.",
+            },
+            "values": {**_BIN, "description": "In the group's type, little-endian."},
+        },
+        ["indices", "values"],
+    ),
+    "TreeTag": _object(
+        "Who sends a tree, and on what it is based.",
+        {
+            "round": {"type": ["integer", "null"], "minimum": 0},
+            "model_version": {"type": ["integer", "null"], "minimum": 0},
+            "client": {"type": ["string", "null"], "maxLength": MAX_CLIENT_BYTES},
+            "weight": {"type": ["number", "null"], "minimum": 0},
+        },
+        [],
+    ),
+    "Requantize": _object(
+        "Options of the mean; `min_size` for trees alone.",
+        {
+            **_OPTIONS,
+            "min_size": {
+                "type": "integer",
+                "minimum": 1,
+                "default": DEFAULT_MIN_SIZE,
+                "description": "Floating leaves of fewer values stay as they are.",
+            },
+        },
+        [],
+    ),
+    "AggregateRequest": {
+        **_object(
+            "Body of `/aggregate`: `vectors`, or `trees`.",
+            {
+                "trees": {
+                    "type": "array",
+                    "minItems": 1,
+                    "maxItems": MAX_AGGREGATE_TREES,
+                    "description": "Trees of the same leaves: nested maps, or each message as a "
+                    "`bin`. Their mean is exact and rounded once, whatever their order.",
+                    "items": {"anyOf": [_ref("Tree"), _BIN]},
+                },
+                "vectors": {
+                    "type": "array",
+                    "minItems": 1,
+                    "maxItems": MAX_AGGREGATE_VECTORS,
+                    "description": "Quantized vectors of one shape: nested maps, or each message "
+                    "as a `bin`.",
+                    "items": {"anyOf": [_ref("QuantizedVector"), _BIN]},
+                },
+                "weights": {
+                    "type": ["array", "null"],
+                    "items": {"type": "number", "minimum": 0},
+                    "description": "One per vector or tree, not all zero; null: equal, or those of "
+                    "the trees' tags.",
+                },
+                "quantize": {
+                    "anyOf": [_ref("Requantize"), {"type": "null"}],
+                    "description": "Quantize the mean again with these options.",
+                },
+            },
+            [],
+        ),
+        "oneOf": [{"required": ["vectors"]}, {"required": ["trees"]}],
+    },
+    "PlanRequest": _object(
+        "Body of `/plan`: vectors, candidates, and at most one of three budgets.",
+        {
+            "vectors": {
+                "type": "object",
+                "additionalProperties": _array_of("Finite, at least one value."),
+                "propertyNames": {"minLength": 1, "maxLength": MAX_NAME_BYTES},
+                "minProperties": 1,
+                "maxProperties": MAX_BATCH_VECTORS,
+            },
+            "bits": {
+                "type": "array",
+                "items": {"type": "integer", "minimum": MIN_BITS, "maximum": MAX_BITS},
+                "minItems": 1,
+                "uniqueItems": True,
+                "description": "Candidates, each with all `methods`; default: all.",
+            },
+            "methods": {
+                "type": "array",
+                "items": {"type": "string", "enum": list(METHODS)},
+                "minItems": 1,
+                "uniqueItems": True,
+                "default": ["exact"],
+            },
+            **{name: _OPTIONS[name] for name in ("bins", "grid", "block_size", "device")},
+            "raw": {
+                "type": "boolean",
+                "default": True,
+                "description": "Whether sending a vector as it is is a candidate too.",
+            },
+            "max_bytes": {
+                "type": ["integer", "null"],
+                "minimum": 0,
+                "description": "Bytes of codes and levels of all vectors.",
+            },
+            "bits_per_value": {
+                "type": ["number", "null"],
+                "minimum": 0,
+                "description": "The same, in bits per value.",
+            },
+            "max_error": {
+                "type": ["number", "null"],
+                "minimum": 0,
+                "description": "Sum of expected squared errors; bytes are minimised then.",
             },
         },
         ["vectors"],
+    ),
+    "ErrorCurve": _object(
+        "What a vector costs, candidate by candidate: four columns of one length.",
+        {
+            "size": {"type": "integer"},
+            "dtype": {"type": "string", "enum": list(WIRE_DTYPES)},
+            "bits": {"type": "array", "items": {"type": ["integer", "null"]}},
+            "methods": {"type": "array", "items": {"type": ["string", "null"]}},
+            "nbytes": {"type": "array", "items": {"type": "integer"}},
+            "errors": {
+                "type": "array",
+                "items": {"type": "number"},
+                "description": "Expected squared errors, computed from all values.",
+            },
+        },
+        ["size", "dtype", "bits", "methods", "nbytes", "errors"],
+    ),
+    "Plan": _object(
+        "Answer of `/plan`.",
+        {
+            "v": {"const": WIRE_VERSION, "description": "Version of the message."},
+            "curves": {"type": "object", "additionalProperties": _ref("ErrorCurve")},
+            "chosen": {
+                "type": "object",
+                "additionalProperties": {"type": "integer", "minimum": 0},
+                "description": "Position in each curve's columns; empty without a budget.",
+            },
+            "nbytes": {"type": "integer"},
+            "error": {"type": "number"},
+            "bound": {
+                "type": "number",
+                "description": "No choice is better than this in what was minimised.",
+            },
+            "optimal": {"type": "boolean", "description": "Whether the choice is proved best."},
+        },
+        ["v", "curves", "chosen", "nbytes", "error", "bound", "optimal"],
     ),
     "Problem": {
         "type": "object",
@@ -371,11 +657,13 @@ COMPONENTS: Json = {
             "methods": {"type": "array", "items": {"type": "string"}},
             "grids": {"type": "array", "items": {"type": "string"}},
             "dtypes": {"type": "array", "items": {"type": "string"}},
+            "leaf_dtypes": {"type": "array", "items": {"type": "string"}},
             "devices": {"type": "object", "additionalProperties": {"type": "boolean"}},
             "media_types": {"type": "array", "items": {"type": "string"}},
             "bits": _ref("Range"),
             "num_levels": _ref("Range"),
             "bins": _ref("Range"),
+            "level_sets": _ref("Range"),
             "limits": {"type": "object", "additionalProperties": {"type": ["number", "null"]}},
             "defaults": {"type": "object"},
         },
@@ -403,6 +691,10 @@ _ERROR_TEXTS: Mapping[int, str] = {
     504: "The deadline of the service passed.",
 }
 _EXAMPLE_TENSOR = {"dtype": "float32", "shape": [4], "data": "AAAAAAAAgD8AAABAAABAQA=="}
+_EXAMPLE_SKETCH = (
+    "jaF2AaRraW5kpnNrZXRjaKVkdHlwZadmbG9hdDMypWNlbGxzBKhleHBvbmVudACkcm93cwSlZmlyc3QApXN0ZXBzxAaA"
+    "P4AAQACnbmVhcmVzdMQEAAAAAKVzcGFuc8QEAAAAAKZjb3VudHPEBAEBAQGld2hvbGXEBAAAAACkcGFydMQEAAAAAA=="
+)
 _EXAMPLE_QUANTIZED = {
     "v": 1,
     "method": "exact",
@@ -420,6 +712,20 @@ _EXAMPLE_QUANTIZED = {
 }
 
 
+_EXAMPLE_TREE = {
+    "v": 1,
+    "kind": "tree",
+    "groups": [
+        {
+            "dtype": "float32",
+            "names": ["weight"],
+            "shapes": [[2, 2]],
+            "sections": [{"vector": _EXAMPLE_QUANTIZED}],
+        },
+        {"dtype": "int64", "names": ["steps"], "shapes": [[]], "sections": ["BwAAAAAAAAA="]},
+    ],
+    "tag": {"round": 3, "client": "a", "weight": 2.0},
+}
 _EXAMPLE_MANY = {
     "vectors": {"weight": _EXAMPLE_TENSOR, "bias": {"vector": _EXAMPLE_TENSOR, "bits": 8}},
     "bits": 2,
@@ -507,6 +813,7 @@ _RAW_PARAMETERS = [
         "description": f"Only with `{OCTETS}`: {schema['description']}",
     }
     for name, schema in _OPTIONS.items()
+    if name != "levels"
 ]
 
 QUANTIZE = _operation(
@@ -564,11 +871,19 @@ LEVELS = _operation(
     _body(
         _messages(
             _ref("LevelsRequest"),
-            _example("Four values, 2 bits", {"vector": _EXAMPLE_TENSOR, "bits": 2}),
+            _example(
+                "Four values, 2 bits",
+                {"vector": _EXAMPLE_TENSOR, "bits": 2},
+                sketches={
+                    "summary": "Sketches of two shards, levels on an integer grid",
+                    "value": {"sketches": [_EXAMPLE_SKETCH] * 2, "bits": 2, "granularity": AUTO},
+                },
+            ),
         )
     ),
     _answer(
-        "The level table(s) and their expected error.",
+        "The level table(s) and their expected error; from sketches, whose method is `sketch`, an "
+        "upper bound of it.",
         _ref("LevelsResult"),
         _example(
             "Four values, 2 bits",
@@ -590,13 +905,55 @@ AGGREGATE = _operation(
             _example(
                 "Two vectors, weighted",
                 {"vectors": [_EXAMPLE_QUANTIZED, _EXAMPLE_QUANTIZED], "weights": [1.0, 3.0]},
+                trees={"summary": "One tree", "value": {"trees": [_EXAMPLE_TREE]}},
             ),
         )
     ),
     _answer(
-        "The mean: a tensor, or a quantized vector if `quantize` was given.",
-        {"anyOf": [_ref("Tensor"), _ref("QuantizedVector")]},
+        "The mean: a tensor, or a quantized vector if `quantize` was given; of trees a tree.",
+        {"anyOf": [_ref("Tensor"), _ref("QuantizedVector"), _ref("Tree")]},
         _example("Four values", _EXAMPLE_TENSOR),
+    ),
+)
+
+PLAN = _operation(
+    _body(
+        _messages(
+            _ref("PlanRequest"),
+            _example(
+                "Two vectors in 48 bits per value",
+                {
+                    "vectors": {"weight": _EXAMPLE_TENSOR, "bias": _EXAMPLE_TENSOR},
+                    "bits": [1, 2],
+                    "bits_per_value": 48,
+                },
+            ),
+        )
+    ),
+    _answer(
+        "Error curves, and a candidate for each vector if there was a budget.",
+        _ref("Plan"),
+        _example(
+            "One vector",
+            {
+                "v": 1,
+                "curves": {
+                    "weight": {
+                        "size": 4,
+                        "dtype": "float32",
+                        "bits": [1, None],
+                        "methods": ["exact", None],
+                        "nbytes": [9, 16],
+                        "errors": [4.0, 0.0],
+                    }
+                },
+                "chosen": {"weight": 0},
+                "nbytes": 9,
+                "error": 4.0,
+                "bound": 4.0,
+                "optimal": True,
+            },
+        ),
     ),
 )
 

@@ -35,8 +35,16 @@ from quiver_kernels import (
     quantize,
     wire,
 )
+from quiver_kernels.dtypes import LEAF_DTYPES
 from quiver_kernels.errors import QuiverError
 from quiver_kernels.sketch import Details, Undecided
+from quiver_kernels.tree import QuantizedTree
+from quiver_kernels.tree_mean import aggregate_trees
+from quiver_kernels.treerequest import (
+    TreesRequest,
+    decode_aggregate_request,
+    encode_trees_request,
+)
 from quiver_service.errors import ERROR_KINDS
 
 GOLDEN = Path(__file__).parents[1] / "wire" / "golden"
@@ -178,8 +186,13 @@ def check_batch_answer(answer: batch.QuantizedBatch, data: bytes) -> None:
         check_vector(q, q.to_bytes())
 
 
-def check_levels_request(request: wire.LevelsRequest, data: bytes) -> None:
-    """As for quantizing."""
+def check_levels_request(
+    request: wire.LevelsRequest | wire.SketchLevelsRequest, data: bytes
+) -> None:
+    """As for quantizing; sketches are read later."""
+    if isinstance(request, wire.SketchLevelsRequest):
+        same(0 < request.rows <= wire.MAX_SKETCH_ROWS, "more rows than the limit")
+        return
     segments = wire.encode_quantize_request(
         request.vector, request.options, request.weights, route="levels"
     )
@@ -224,6 +237,40 @@ def check_aggregate(request: wire.AggregateRequest, data: bytes) -> None:
     )
     same(str(request.weights) == str(again.weights), "other weights after a round trip")
     same(request.quantize == again.quantize, "other options after a round trip")
+
+
+def check_tree(tree: QuantizedTree, data: bytes) -> None:
+    """It encodes to the same bytes again, and decodes to its leaves or is refused."""
+    encoded = tree.to_bytes()
+    same(QuantizedTree.from_bytes(encoded).to_bytes() == encoded, "other bytes after a round")
+    try:
+        arrays = tree.arrays()
+    except QuiverError as error:
+        same(error.code == "invalid_codes", f"decoding was refused with {error.code}")
+        return
+    same(list(arrays) == [leaf.name for leaf in tree.leaves()], "other leaves when decoded")
+    for leaf in tree.leaves():
+        array = arrays[leaf.name]
+        same(array.shape == leaf.shape and array.dtype == LEAF_DTYPES[leaf.dtype], "another form")
+
+
+def check_trees(request: wire.AggregateRequest | TreesRequest, data: bytes) -> None:
+    """It encodes to an equal request; their mean is a tree, or is refused."""
+    if isinstance(request, wire.AggregateRequest):
+        check_aggregate(request, data)
+        return
+    segments = encode_trees_request(request.trees, request.weights, request.quantize)
+    again = decode_aggregate_request(b"".join(segments))
+    same(isinstance(again, TreesRequest), "no trees after a round trip")
+    if isinstance(again, TreesRequest):
+        trees = [[tree.to_bytes() for tree in each.trees] for each in (request, again)]
+        same(trees[0] == trees[1], "other trees after a round trip")
+        same(request.quantize == again.quantize, "other options after a round trip")
+    try:
+        mean = aggregate_trees(request.trees, request.weights)
+    except QuiverError:
+        return
+    check_tree(mean, mean.to_bytes())
 
 
 def check_tensor(array: Any, data: bytes) -> None:
@@ -326,6 +373,7 @@ def vector_seeds() -> Iterator[Seed]:
     yield from golden("vector-*")
     yield Seed.of("by hand", packed(messages.quantized()))
     yield Seed.of("fresh", quantize(values(), 3, seed=5, block_size=7).to_bytes())
+    yield Seed.of("level sets", quantize(values(), 3, "simba", 5, level_sets=2).to_bytes())
 
 
 def sketch_seeds() -> dict[str, list[Seed]]:
@@ -389,6 +437,11 @@ def targets() -> tuple[Target, ...]:
         *golden("request-aggregate"),
         Seed.of("nested and bin", packed(messages.aggregate_request())),
     )
+    trees = (*golden("tree"), Seed.of("tree by hand", packed(messages.tree())))
+    trees_requests = (
+        *golden("request-aggregate-trees"),
+        Seed.of("trees nested and bin", packed(messages.trees_request())),
+    )
     levels = (*golden("request-levels"), Seed.of("all keys", packed(messages.levels_request())))
     answers = (*golden("answer-levels"), Seed.of("by hand", packed(messages.levels_answer())))
     tensors = (*golden("tensor"), Seed.of("levels", packed(messages.quantized()["levels"])))
@@ -399,6 +452,8 @@ def targets() -> tuple[Target, ...]:
         Target("quantize raw", decode_raw, check_quantize, raw_seeds, 2),
         Target("levels", wire.decode_levels_request, check_levels_request, levels, 2),
         Target("aggregate", wire.decode_aggregate_request, check_aggregate, aggregates),
+        Target("trees", decode_aggregate_request, check_trees, trees_requests, 2),
+        Target("tree", QuantizedTree.from_bytes, check_tree, trees, 4),
         Target("quantized vector", QuantizedVector.from_bytes, check_quantized, vectors, 6),
         Target("tensor", wire.decode_tensor, check_tensor, tensors, 2),
         Target(

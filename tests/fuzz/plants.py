@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from quiver_kernels import quantized, tensors, wire
+from quiver_kernels import quantized, tensors, treerequest, wire
 from quiver_kernels.dtypes import WIRE_DTYPES
 from quiver_kernels.quantized import QuantizedVector
 
@@ -35,14 +35,17 @@ def _raises() -> None:
 
 def _amplifies() -> None:
     """A request is decoded without types first: a byte becomes 73."""
-    decode = wire.decode_aggregate_request
+    for module in (wire, treerequest):
+        module.decode_aggregate_request = _amplifying(module.decode_aggregate_request)
 
+
+def _amplifying(decode: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def careless(data: Any) -> Any:
         with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             msgspec.msgpack.decode(data)
         return decode(data)
 
-    wire.decode_aggregate_request = careless
+    return careless
 
 
 def _sleeps() -> None:
@@ -82,6 +85,7 @@ _PLACES = (
     (quantized, "from_wire"),
     (quantized, "from_message"),
     (wire, "decode_aggregate_request"),
+    (treerequest, "decode_aggregate_request"),
 )
 
 

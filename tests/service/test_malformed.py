@@ -48,6 +48,12 @@ GOOD: dict[str, dict[str, Any]] = {
         "weights": [1.0, 2.0],
         "quantize": {"bits": 2},
     },
+    "/plan": {
+        "vectors": {"a": tensor(), "b": [1.0, 2.0]},
+        "bits": [1, 2],
+        "methods": ["exact"],
+        "max_error": 1.0,
+    },
 }
 
 
@@ -133,6 +139,7 @@ def missing() -> Iterator[Case]:
         ("/quantize", ["vector"]),
         ("/levels", ["vector"]),
         ("/aggregate", ["vectors"]),
+        ("/plan", ["vectors"]),
         ("/dequantize", [*without(quantized_fields(), "device", "timings_ms")]),
     ):
         for name in needed:

@@ -11,10 +11,25 @@ import pytest
 from starlette.testclient import TestClient
 
 from quiver_kernels.batch import _BatchAnswer
+from quiver_kernels.planwire import _CurveMessage, _PlanAnswer, _PlanMessage
 from quiver_kernels.quantized import QuantizedMessage
 from quiver_kernels.request import OptionsMessage, VectorMessage
+from quiver_kernels.treerequest import RequantizeMessage, _TreesMessage
+from quiver_kernels.treewire import (
+    TreeMessage,
+    _GroupMessage,
+    _OutliersMessage,
+    _SectionMessage,
+    _TagMessage,
+)
 from quiver_kernels.wire import MEDIA_TYPES, _LevelsAnswer, _QuantizeMessage
 from quiver_service.errors import ERROR_KINDS
+
+
+class _AggregateKeys(_TreesMessage):
+    """Trees, or vectors: one of the two."""
+
+    trees: Any = None
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +70,10 @@ def test_every_reference_resolves(document: Any):
 def test_operation_ids_differ(document: Any):
     ids = list(values(document["paths"], "operationId"))
 
-    assert len(ids) == len(set(ids)) == 9
+    assert len(ids) == len(set(ids)) == 10
 
 
-@pytest.mark.parametrize("path", ["/quantize", "/dequantize", "/levels", "/aggregate"])
+@pytest.mark.parametrize("path", ["/quantize", "/dequantize", "/levels", "/aggregate", "/plan"])
 def test_operations_describe_messagepack_both_ways(document: Any, path: str):
     operation = document["paths"][path]["post"]
 
@@ -77,10 +92,12 @@ def test_quantize_also_describes_json_raw_bodies_and_their_query(document: Any):
     assert {"application/json", "application/octet-stream"} <= set(
         operation["requestBody"]["content"]
     )
-    assert {p["name"] for p in operation["parameters"]} == set(OptionsMessage.__struct_fields__)
+    assert {p["name"] for p in operation["parameters"]} == set(OptionsMessage.__struct_fields__) - {
+        "levels"
+    }
 
 
-@pytest.mark.parametrize("path", ["/quantize", "/dequantize", "/levels", "/aggregate"])
+@pytest.mark.parametrize("path", ["/quantize", "/dequantize", "/levels", "/aggregate", "/plan"])
 def test_every_error_status_is_described(document: Any, path: str):
     described = set(document["paths"][path]["post"]["responses"])
 
@@ -95,8 +112,18 @@ def test_every_error_status_is_described(document: Any, path: str):
         ("VectorRequest", VectorMessage),
         ("Options", OptionsMessage),
         ("QuantizedBatch", _BatchAnswer),
+        ("AggregateRequest", _AggregateKeys),
+        ("Requantize", RequantizeMessage),
+        ("Tree", TreeMessage),
+        ("TreeGroup", _GroupMessage),
+        ("TreeSection", _SectionMessage),
+        ("TreeOutliers", _OutliersMessage),
+        ("TreeTag", _TagMessage),
         ("QuantizedVector", QuantizedMessage),
         ("LevelsResult", _LevelsAnswer),
+        ("PlanRequest", _PlanMessage),
+        ("ErrorCurve", _CurveMessage),
+        ("Plan", _PlanAnswer),
     ],
 )
 def test_schemas_have_the_keys_of_the_wire(

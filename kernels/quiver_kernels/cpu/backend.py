@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quiver_kernels.checks import (
+    Range,
     check_aggregate,
     check_levels,
     check_weights,
@@ -19,17 +20,18 @@ from quiver_kernels.checks import (
     mean_dtype,
 )
 from quiver_kernels.cpu import cells as counting
-from quiver_kernels.cpu import chunking, coding, exact, layers, solving, sorting
+from quiver_kernels.cpu import chunking, coding, exact, exact_sum, layers, simba, solving, sorting
 from quiver_kernels.cpu.area import Curve
 from quiver_kernels.cpu.compile import Floats
 from quiver_kernels.dtypes import WIRE_DTYPES, wire_name
-from quiver_kernels.options import GRIDS, METHODS, QuantizeOptions
+from quiver_kernels.options import GRIDS, METHODS, SIMBA, QuantizeOptions
 from quiver_kernels.quantized import QuantizedVector
+from quiver_kernels.simba import refuse_unsupported
 from quiver_kernels.wire import LevelsResult
 
 
 class CpuBackend:
-    """Numba kernels on one thread per call; calls may run side by side."""
+    """Numba kernels; calls may run side by side, and share passes (`sharing`)."""
 
     name = "cpu"
 
@@ -38,7 +40,7 @@ class CpuBackend:
     ) -> NDArray[Any]:
         """See `dispatch.Backend`."""
         bounds = finite_range(x)
-        return solving.solve(x, bounds, options, check_weights(x, weights))
+        return _solve(x, bounds, options, check_weights(x, weights))
 
     def levels(
         self, x: NDArray[Any], options: QuantizeOptions, weights: NDArray[Any] | None
@@ -46,15 +48,29 @@ class CpuBackend:
         """See `dispatch.Backend`."""
         bounds = finite_range(x)
         flat_weights = check_weights(x, weights)
-        levels = solving.solve(x, bounds, options, flat_weights)
+        levels = _solve(x, bounds, options, flat_weights)
+        if options.method == SIMBA:
+            plain, norm = simba.errors(x, bounds, levels)
+            error = plain / bounds.unit / bounds.unit
+            return self._levels_result(x, levels, options, error, _ratio(plain, norm))
         block = chunking.block_size(x, options)
         error, plain, norm = coding.errors(x, bounds, np.atleast_2d(levels), block, flat_weights)
+        return self._levels_result(x, levels, options, error, _ratio(plain, norm))
+
+    def _levels_result(
+        self,
+        x: NDArray[Any],
+        levels: NDArray[Any],
+        options: QuantizeOptions,
+        error: float,
+        vnmse: float,
+    ) -> LevelsResult:
         return LevelsResult(
             levels=levels,
             num_levels=options.num_levels,
             method=options.method,
             expected_mse=error / x.size,
-            vnmse=_ratio(plain, norm),
+            vnmse=vnmse,
             device=self.name,
         )
 
@@ -66,7 +82,7 @@ class CpuBackend:
         assert options.seed is not None  # with_seed gives one
         begun = time.perf_counter()
         bounds = finite_range(x)
-        levels = solving.solve(x, bounds, options, check_weights(x, weights))
+        levels = _solve(x, bounds, options, check_weights(x, weights))
         solved = time.perf_counter()
         codes, error, norm = coding.encode(x, bounds, options, np.atleast_2d(levels), options.seed)
         done = time.perf_counter()
@@ -86,6 +102,7 @@ class CpuBackend:
                 "levels": round(1e3 * (solved - begun), 3),
                 "encode": round(1e3 * (done - solved), 3),
             },
+            level_sets=options.level_sets if options.method == SIMBA else None,
         )
 
     def expected_mse(
@@ -106,6 +123,48 @@ class CpuBackend:
         """See `dispatch.Backend`."""
         return coding.mean(vectors, check_aggregate(vectors, weights), mean_dtype(vectors))
 
+    def add_codes(
+        self,
+        q: QuantizedVector,
+        start: int,
+        stop: int,
+        tables: Sequence[NDArray[np.int64]],
+        totals: Sequence[NDArray[np.int64]],
+    ) -> None:
+        """See `dispatch.Backend`."""
+        coding.add_codes(q, start, stop, tables, totals)
+
+    def extent(self, values: NDArray[Any]) -> tuple[float, float]:
+        """See `dispatch.Backend`."""
+        return exact_sum.extent(chunking.piece(values, 0, values.size))
+
+    def add_scaled(self, values: NDArray[Any], factor: float, total: NDArray[np.int64]) -> None:
+        """See `dispatch.Backend`."""
+        exact_sum.add_scaled(chunking.piece(values, 0, values.size), factor, total)
+
+    def add_cut(
+        self,
+        values: NDArray[Any],
+        factor: float,
+        cut: float,
+        high: NDArray[np.int64],
+        low: NDArray[np.int64],
+    ) -> None:
+        """See `dispatch.Backend`."""
+        exact_sum.add_cut(chunking.piece(values, 0, values.size), factor, cut, high, low)
+
+    def divide(
+        self,
+        numbers: Sequence[NDArray[np.int64]],
+        scales: Sequence[float],
+        wide: float,
+        tail: float,
+        out: NDArray[np.float64],
+        unclear: NDArray[np.bool_],
+    ) -> None:
+        """See `dispatch.Backend`."""
+        exact_sum.divide(np.stack(numbers), np.array(scales), wide, tail, out, unclear)
+
     def warm_up(self) -> None:
         """See `dispatch.Backend`."""
         # Enough values that every solver has its turn.
@@ -113,13 +172,21 @@ class CpuBackend:
         weights = np.ones(values.size)
         for dtype in WIRE_DTYPES.values():
             x = values.astype(dtype)
-            for method in METHODS:
+            self._warm_sets(x)
+            for method in (name for name in METHODS if name != SIMBA):
                 options = QuantizeOptions.create(bits=3, method=method, seed=1)
                 q = self.quantize(x, options, weights)
                 self.quantize(x, replace(options, block_size=64), None)
                 self.levels(x, options, weights)
             self.dequantize(q)
             self.aggregate([q], None)
+            whole = np.ones((1, q.num_levels), np.int64)
+            self.add_codes(q, 0, q.size, [whole], [np.zeros(q.size, np.int64)])
+        for x in (np.ones(2, np.float32), np.ones(2)):
+            self.extent(x)
+            self.add_scaled(x, 2.0, np.zeros(2, np.int64))
+            self.add_cut(x, 0.5, 2.0, np.zeros(2, np.int64), np.zeros(2, np.int64))
+        self.divide([np.ones(2, np.int64)], [1.0], 3.0, 0.0, np.zeros(2), np.zeros(2, np.bool_))
         self._warm_solvers(values, weights)
         # Codes of 4 bits, and blocks that end within a byte, are packed by kernels of their own.
         for bits, block in ((4, None), (3, 5)):
@@ -128,6 +195,17 @@ class CpuBackend:
         # Levels too far apart for float32 arithmetic take the float64 path.
         extreme = np.array([-3e38, 0, 3e38], np.float32)
         self.quantize(extreme, replace(options, num_levels=2, bits=1), None)
+
+    def _warm_sets(self, x: NDArray[Any]) -> None:
+        """Level sets: rounded to alone and together, read back."""
+        options = QuantizeOptions.create(bits=1, method=SIMBA, level_sets=2, seed=1)
+        together = replace(options, world_size=2, rank=1, shared_seed=1)
+        q = self.quantize(x[:100], together, None)
+        self.levels(x[:100], options, None)
+        self.dequantize(q)
+        self.aggregate([q], None)
+        whole = np.ones((2, q.num_levels), np.int64)
+        self.add_codes(q, 0, q.size, [whole], [np.zeros(q.size, np.int64)])
 
     def _warm_solvers(self, values: Floats, weights: Floats) -> None:
         # What many values take to be sorted, and many points to be solved for.
@@ -151,8 +229,18 @@ class CpuBackend:
                 stream = solving.stream_of(x, bounds, given)
                 cells = stream.count(64)
                 every = np.ones(cells.index.size, np.bool_)
-                counting.collect(stream.chunks(), cells, every)
-                counting.refine(stream.chunks(), cells, every, 2)
+                counting.collect(stream.chunks, cells, every)
+                counting.refine(stream.chunks, cells, every, 2)
+
+
+def _solve(
+    x: NDArray[Any], bounds: Range, options: QuantizeOptions, weights: Floats
+) -> NDArray[Any]:
+    """Level tables, or sets of them."""
+    refuse_unsupported(options, weighted=weights.size > 0)
+    if options.method == SIMBA:
+        return simba.solve_sets(x, bounds, options)
+    return solving.solve(x, bounds, options, weights)
 
 
 def _ratio(error: float, norm: float) -> float:
