@@ -76,6 +76,9 @@ def same_vectors(found: list[QuantizedVector]) -> None:
         {"block_size": 1000},
         {"weights": np.abs(OTHER)},
         {"device": "cpu"},
+        {"world_size": 5, "rank": 3, "shared_seed": 2**64 - 1},
+        {"method": "simba"},
+        {"method": "simba", "level_sets": 3, "world_size": 5, "rank": 3, "shared_seed": 1},
     ],
     ids=lambda options: " ".join(options) or "default",
 )
@@ -140,6 +143,22 @@ def test_quantize_many(clients: list[Any], shared: dict[str, Any]) -> None:
             np.testing.assert_array_equal(client.dequantize(other), client.dequantize(alone))
 
 
+def test_quantize_many_rounds_together(clients: list[Any]) -> None:
+    chosen = {"seed": 9, "world_size": 4, "rank": 2}
+    shared = batch_seeds(2**60, 3)
+    own = {1: {"shared_seed": 8}, 2: {"world_size": None, "rank": None, "shared_seed": None}}
+    for client in clients:
+        found = client.quantize_many([VECTOR] * 3, shared_seed=2**60, per_vector=own, **chosen)
+        seeds = batch_seeds(9, 3)
+        alone = [
+            client.quantize(VECTOR, **{**chosen, "seed": seeds[0], "shared_seed": shared[0]}),
+            client.quantize(VECTOR, **{**chosen, "seed": seeds[1], "shared_seed": 8}),
+            client.quantize(VECTOR, seed=seeds[2]),
+        ]
+        for one, other in zip(found, alone, strict=True):
+            same_vectors([one, other])
+
+
 def test_quantize_many_draws_different_seeds(clients: list[Any]) -> None:
     for client in clients:
         found = client.quantize_many([VECTOR, VECTOR]) + client.quantize_many([VECTOR])
@@ -175,6 +194,59 @@ def test_one_except_does_for_many(
     for client in clients:
         with pytest.raises(errors.Invalid) as caught:
             client.quantize_many(vectors, **named)
+        found.add((caught.value.code, caught.value.field))
+    assert [place for _, place in found] == [field]
+
+
+def test_level_sets(clients: list[Any]) -> None:
+    vectors = [client.quantize(VECTOR, 3, "simba", seed=5, level_sets=2) for client in clients]
+    same_vectors(vectors)
+    assert {q.level_sets for q in vectors} == {2}
+    for client in clients:
+        np.testing.assert_array_equal(
+            client.dequantize(vectors[0]), clients[0].dequantize(vectors[1])
+        )
+        np.testing.assert_array_equal(
+            client.aggregate(vectors[:2], [1.0, 2.0]), clients[0].aggregate(vectors[:2], [1.0, 2.0])
+        )
+        levels = client.optimal_levels(VECTOR, 8, "simba", level_sets=2)
+        np.testing.assert_array_equal(levels, vectors[0].levels)
+        for wrong in ({"block_size": 10}, {"weights": np.abs(OTHER)}):
+            with pytest.raises(errors.Invalid):
+                client.quantize(VECTOR, method="simba", **wrong)
+
+
+@pytest.mark.parametrize("budget", [{}, {"bits_per_value": 5.0}, {"max_error": 30.0}])
+def test_plan(clients: list[Any], budget: dict[str, float]) -> None:
+    vectors = {"a": VECTOR, "b": OTHER[:70].astype(np.float16), "list": [1, 2, 4]}
+    found = [client.plan(vectors, bits=[1, 2, 5], **budget) for client in clients]
+    assert all(plan == found[0] for plan in found)
+    assert list(found[0].chosen) == (list(vectors) if budget else [])
+
+
+@pytest.mark.parametrize(
+    ("vectors", "named", "field"),
+    [
+        ({}, {}, "vectors"),
+        ([VECTOR], {}, "vectors"),
+        ({3: VECTOR}, {}, "vectors"),
+        ({"n" * 257: VECTOR}, {}, "vectors"),
+        ({"a": ["text"]}, {}, 'vectors["a"]'),
+        ({"a": VECTOR, "b": [1.0, float("nan")]}, {}, 'vectors["b"]'),
+        ({"a": VECTOR, "b": []}, {}, 'vectors["b"]'),
+        ({"a": VECTOR}, {"bits": [9]}, "bits"),
+        ({"a": VECTOR}, {"max_bytes": 1}, "max_bytes"),
+        ({"a": VECTOR}, {"max_bytes": 1, "max_error": 2.0}, "max_bytes"),
+    ],
+    ids=range(10),
+)
+def test_one_except_does_for_plans(
+    clients: list[Any], vectors: Any, named: dict[str, Any], field: str
+) -> None:
+    found = set()
+    for client in clients:
+        with pytest.raises(errors.Invalid) as caught:
+            client.plan(vectors, **named)
         found.add((caught.value.code, caught.value.field))
     assert [place for _, place in found] == [field]
 
@@ -234,6 +306,8 @@ def test_seeds_are_drawn_and_differ(clients: list[Any]) -> None:
         ((VECTOR,), {"grid": "none"}),
         ((VECTOR,), {"grid": 5}),
         ((VECTOR,), {"seed": -1}),
+        ((VECTOR,), {"world_size": 2, "rank": 2, "shared_seed": 1}),
+        ((VECTOR,), {"world_size": 2, "rank": 1}),
         ((VECTOR,), {"device": "gpu"}),
         (([],), {}),
         (([1.0, float("nan")],), {}),
@@ -241,7 +315,7 @@ def test_seeds_are_drawn_and_differ(clients: list[Any]) -> None:
         ((VECTOR,), {"weights": -np.ones_like(VECTOR)}),
         ((["a"],), {}),
     ],
-    ids=range(12),
+    ids=range(14),
 )
 def test_one_except_does_for_all(
     clients: list[Any], arguments: tuple[Any, ...], named: dict[str, Any]

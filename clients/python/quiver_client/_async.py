@@ -12,7 +12,7 @@ import ssl
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast, overload
+from typing import Any, Literal, Self, TypeVar, cast, overload
 
 from numpy.typing import ArrayLike, NDArray
 
@@ -23,8 +23,19 @@ from quiver_client._retry import RetryPolicy
 from quiver_client._sync import DEFAULT_TIMEOUT, Client
 from quiver_client._tls import StrPath
 from quiver_client.errors import ClientClosed
-from quiver_kernels.options import DEFAULT_BINS, DEFAULT_GRID, QuantizeOptions
+from quiver_kernels.framing import Buffer
+from quiver_kernels.options import (
+    DEFAULT_BINS,
+    DEFAULT_GRID,
+    DEFAULT_LEVEL_SETS,
+    METHODS,
+    QuantizeOptions,
+)
+from quiver_kernels.planning import ALL_BITS, BitPlan
 from quiver_kernels.quantized import QuantizedVector
+from quiver_kernels.sketch import Sketch
+from quiver_kernels.tree import QuantizedTree
+from quiver_kernels.treerequest import DEFAULT_MIN_SIZE
 from quiver_kernels.wire import LevelsResult
 
 T = TypeVar("T")
@@ -91,8 +102,13 @@ class AsyncClient:
         weights: ArrayLike | None = None,
         bins: int = DEFAULT_BINS,
         grid: str = DEFAULT_GRID,
+        level_sets: int = DEFAULT_LEVEL_SETS,
         block_size: int | None = None,
         device: str = "auto",
+        world_size: int | None = None,
+        rank: int | None = None,
+        shared_seed: int | None = None,
+        levels: ArrayLike | None = None,
     ) -> QuantizedVector:
         """As `Client.quantize`; do not change `x` before it is done."""
         return await self._run(
@@ -105,8 +121,13 @@ class AsyncClient:
                 weights=weights,
                 bins=bins,
                 grid=grid,
+                level_sets=level_sets,
                 block_size=block_size,
                 device=device,
+                world_size=world_size,
+                rank=rank,
+                shared_seed=shared_seed,
+                levels=levels,
             )
         )
 
@@ -121,8 +142,13 @@ class AsyncClient:
         num_levels: int | None = None,
         bins: int = DEFAULT_BINS,
         grid: str = DEFAULT_GRID,
+        level_sets: int = DEFAULT_LEVEL_SETS,
         block_size: int | None = None,
         device: str = "auto",
+        world_size: int | None = None,
+        rank: int | None = None,
+        shared_seed: int | None = None,
+        levels: ArrayLike | None = None,
         per_vector: Mapping[int, Mapping[str, Any]] | None = None,
     ) -> list[QuantizedVector]: ...
 
@@ -137,8 +163,13 @@ class AsyncClient:
         num_levels: int | None = None,
         bins: int = DEFAULT_BINS,
         grid: str = DEFAULT_GRID,
+        level_sets: int = DEFAULT_LEVEL_SETS,
         block_size: int | None = None,
         device: str = "auto",
+        world_size: int | None = None,
+        rank: int | None = None,
+        shared_seed: int | None = None,
+        levels: ArrayLike | None = None,
         per_vector: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> dict[str, QuantizedVector]: ...
 
@@ -152,8 +183,13 @@ class AsyncClient:
         num_levels: int | None = None,
         bins: int = DEFAULT_BINS,
         grid: str = DEFAULT_GRID,
+        level_sets: int = DEFAULT_LEVEL_SETS,
         block_size: int | None = None,
         device: str = "auto",
+        world_size: int | None = None,
+        rank: int | None = None,
+        shared_seed: int | None = None,
+        levels: ArrayLike | None = None,
         per_vector: PerVector | None = None,
     ) -> Result:
         """As `Client.quantize_many`."""
@@ -167,10 +203,26 @@ class AsyncClient:
                 num_levels=num_levels,
                 bins=bins,
                 grid=grid,
+                level_sets=level_sets,
                 block_size=block_size,
                 device=device,
+                world_size=world_size,
+                rank=rank,
+                shared_seed=shared_seed,
+                levels=levels,
                 per_vector=per_vector,
             )
+        )
+
+    async def levels_from_sketches(
+        self,
+        sketches: Sequence[Sketch | Buffer],
+        num_levels: int = 16,
+        granularity: int | Literal["auto"] | None = None,
+    ) -> LevelsResult:
+        """As `Client.levels_from_sketches`."""
+        return await self._run(
+            lambda client: client.levels_from_sketches(sketches, num_levels, granularity)
         )
 
     async def dequantize(self, q: QuantizedVector) -> NDArray[Any]:
@@ -186,6 +238,7 @@ class AsyncClient:
         *,
         bins: int = DEFAULT_BINS,
         grid: str = DEFAULT_GRID,
+        level_sets: int = DEFAULT_LEVEL_SETS,
         block_size: int | None = None,
         device: str = "auto",
     ) -> NDArray[Any]:
@@ -197,6 +250,7 @@ class AsyncClient:
             weights,
             bins=bins,
             grid=grid,
+            level_sets=level_sets,
             block_size=block_size,
             device=device,
         )
@@ -211,6 +265,7 @@ class AsyncClient:
         *,
         bins: int = DEFAULT_BINS,
         grid: str = DEFAULT_GRID,
+        level_sets: int = DEFAULT_LEVEL_SETS,
         block_size: int | None = None,
         device: str = "auto",
     ) -> LevelsResult:
@@ -223,6 +278,7 @@ class AsyncClient:
                 weights,
                 bins=bins,
                 grid=grid,
+                level_sets=level_sets,
                 block_size=block_size,
                 device=device,
             )
@@ -254,6 +310,53 @@ class AsyncClient:
             return await self._run(lambda client: client.aggregate(vectors, weights))
         options = quantize
         return await self._run(lambda client: client.aggregate(vectors, weights, quantize=options))
+
+    async def aggregate_trees(
+        self,
+        trees: Sequence[QuantizedTree],
+        weights: Sequence[float] | None = None,
+        *,
+        quantize: QuantizeOptions | None = None,
+        min_size: int = DEFAULT_MIN_SIZE,
+    ) -> QuantizedTree:
+        """As `Client.aggregate_trees`."""
+        return await self._run(
+            lambda client: client.aggregate_trees(
+                trees, weights, quantize=quantize, min_size=min_size
+            )
+        )
+
+    async def plan(
+        self,
+        vectors: Mapping[str, ArrayLike],
+        *,
+        max_bytes: int | None = None,
+        bits_per_value: float | None = None,
+        max_error: float | None = None,
+        bits: Sequence[int] = ALL_BITS,
+        methods: Sequence[str] = METHODS[:1],
+        bins: int = DEFAULT_BINS,
+        grid: str = DEFAULT_GRID,
+        block_size: int | None = None,
+        raw: bool = True,
+        device: str = "auto",
+    ) -> BitPlan:
+        """As `Client.plan`."""
+        return await self._run(
+            lambda client: client.plan(
+                vectors,
+                max_bytes=max_bytes,
+                bits_per_value=bits_per_value,
+                max_error=max_error,
+                bits=bits,
+                methods=methods,
+                bins=bins,
+                grid=grid,
+                block_size=block_size,
+                raw=raw,
+                device=device,
+            )
+        )
 
     async def info(self) -> dict[str, Any]:
         """As `Client.info`."""

@@ -27,9 +27,18 @@ from quiver_client.errors import (
     StatusError,
 )
 from quiver_kernels import wire
+from quiver_kernels.batch import label_of
+from quiver_kernels.dtypes import wire_name
 from quiver_kernels.errors import MalformedMessage, QuiverError
+from quiver_kernels.framing import Buffer
 from quiver_kernels.options import QuantizeOptions
+from quiver_kernels.planning import BitPlan, Budget, Ways
+from quiver_kernels.planning import require_vectors as require_vectors_by_name
+from quiver_kernels.planwire import decode_plan, encode_plan_request
 from quiver_kernels.quantized import QuantizedVector
+from quiver_kernels.sketch import Sketch
+from quiver_kernels.tree import QuantizedTree
+from quiver_kernels.treerequest import Requantize, encode_trees_request
 from quiver_kernels.wire import LevelsResult
 
 T = TypeVar("T")
@@ -128,6 +137,30 @@ def levels(x: ArrayLike, weights: ArrayLike | None, options: QuantizeOptions) ->
     return post("/levels", segments, _read_levels)
 
 
+def levels_from_sketches(
+    sketches: Sequence[Sketch | Buffer], num_levels: int, granularity: int | str | None
+) -> Call[LevelsResult]:
+    """Call of ``POST /levels`` for the vectors of many sketches."""
+    messages = sketch_messages(sketches)
+    options = create_options(num_levels=num_levels)
+    with as_client_errors():
+        chosen = wire.check_granularity(granularity)
+        segments = wire.encode_sketch_levels_request(messages, options.num_levels, chosen)
+    return post("/levels", segments, _read_levels)
+
+
+def sketch_messages(sketches: Sequence[Sketch | Buffer]) -> list[Buffer]:
+    """Sketches as messages; there must be some."""
+    messages = [s.to_bytes() if isinstance(s, Sketch) else s for s in sketches]
+    if not 1 <= len(messages) <= wire.MAX_SKETCHES:
+        raise Invalid(
+            f"sketches must hold 1..{wire.MAX_SKETCHES} sketches; got {len(messages)}",
+            code="invalid_option",
+            field="sketches",
+        )
+    return messages
+
+
 def dequantize(q: QuantizedVector) -> Call[NDArray[Any]]:
     """Call of ``POST /dequantize``."""
     return post("/dequantize", q.to_segments(), _read_tensor)
@@ -151,6 +184,30 @@ def aggregate_quantized(
     require_vectors(vectors)
     segments = wire.encode_aggregate_request(vectors, weights, options.with_seed())
     return post("/aggregate", segments, QuantizedVector.from_bytes)
+
+
+def aggregate_trees(
+    trees: Sequence[QuantizedTree],
+    weights: Sequence[float] | None,
+    quantize: Requantize | None,
+) -> Call[QuantizedTree]:
+    """Call of ``POST /aggregate`` for the mean of trees."""
+    require_trees(trees)
+    if quantize is not None:
+        quantize = replace(quantize, options=quantize.options.with_seed())
+    segments = encode_trees_request(trees, weights, quantize)
+    return post("/aggregate", segments, QuantizedTree.from_bytes)
+
+
+def plan(vectors: Mapping[str, ArrayLike], ways: Ways, budget: Budget | None) -> Call[BitPlan]:
+    """Call of ``POST /plan``."""
+    with as_client_errors():
+        require_vectors_by_name(vectors)
+        named = {name: as_tensor(x, f"{label_of(name)}") for name, x in vectors.items()}
+        for name, x in named.items():
+            wire_name(x.dtype, label_of(name))
+        segments = encode_plan_request(named, ways, budget)
+    return post("/plan", segments, decode_plan)
 
 
 def info() -> Call[dict[str, Any]]:
@@ -181,6 +238,14 @@ def key_headers(api_key: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {api_key}"}
 
 
+def create_ways(
+    max_bytes: int | None, bits_per_value: float | None, max_error: float | None, **chosen: Any
+) -> tuple[Ways, Budget | None]:
+    """Candidates and budget of a plan, with the client's errors."""
+    with as_client_errors():
+        return Ways.create(**chosen), Budget.of(max_bytes, bits_per_value, max_error)
+
+
 def create_options(**chosen: Any) -> QuantizeOptions:
     """`QuantizeOptions.create` with the client's errors."""
     with as_client_errors():
@@ -195,6 +260,22 @@ def require_vectors(vectors: Sequence[QuantizedVector]) -> None:
             code="invalid_option",
             field="vectors",
         )
+
+
+def require_trees(trees: Sequence[QuantizedTree]) -> None:
+    """Refuse to aggregate nothing."""
+    if not trees:
+        raise Invalid(
+            "trees must hold at least one tree; got none", code="invalid_option", field="trees"
+        )
+
+
+def create_requantize(options: QuantizeOptions | None, min_size: int) -> Requantize | None:
+    """`Requantize` with the client's errors; None without options."""
+    if options is None:
+        return None
+    with as_client_errors():
+        return Requantize(options, min_size)
 
 
 def as_tensor(x: ArrayLike, field: str) -> NDArray[Any]:

@@ -5,19 +5,41 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, overload
+from typing import Any, Literal, Self, overload
 
 from numpy.typing import ArrayLike, NDArray
 
 from quiver_client._cancellation import Cancellation
-from quiver_client._core import as_client_errors, as_tensor, create_options, require_vectors
+from quiver_client._core import (
+    as_client_errors,
+    as_tensor,
+    create_options,
+    create_requantize,
+    create_ways,
+    require_trees,
+    require_vectors,
+    sketch_messages,
+)
 from quiver_client._many import Many, PerVector, Result, Wanted
 from quiver_client._version import __version__
 from quiver_client.errors import LocalModeUnavailable
+from quiver_kernels import wire
 from quiver_kernels.batch import naming_errors
 from quiver_kernels.dtypes import WIRE_DTYPES
-from quiver_kernels.options import DEFAULT_BINS, DEFAULT_GRID, GRIDS, METHODS, QuantizeOptions
+from quiver_kernels.framing import Buffer
+from quiver_kernels.options import (
+    DEFAULT_BINS,
+    DEFAULT_GRID,
+    DEFAULT_LEVEL_SETS,
+    GRIDS,
+    METHODS,
+    QuantizeOptions,
+)
+from quiver_kernels.planning import ALL_BITS, BitPlan
 from quiver_kernels.quantized import WIRE_VERSION, QuantizedVector
+from quiver_kernels.sketch import Sketch
+from quiver_kernels.tree import QuantizedTree
+from quiver_kernels.treerequest import DEFAULT_MIN_SIZE
 from quiver_kernels.wire import LevelsResult
 
 
@@ -56,8 +78,13 @@ class LocalClient:
         weights: ArrayLike | None = None,
         bins: int = DEFAULT_BINS,
         grid: str = DEFAULT_GRID,
+        level_sets: int = DEFAULT_LEVEL_SETS,
         block_size: int | None = None,
         device: str = "auto",
+        world_size: int | None = None,
+        rank: int | None = None,
+        shared_seed: int | None = None,
+        levels: ArrayLike | None = None,
     ) -> QuantizedVector:
         """As `Client.quantize`."""
         options = create_options(
@@ -66,9 +93,14 @@ class LocalClient:
             method=method,
             bins=bins,
             grid=grid,
+            level_sets=level_sets,
             block_size=block_size,
             seed=seed,
             device=device,
+            world_size=world_size,
+            rank=rank,
+            shared_seed=shared_seed,
+            levels=levels,
         )
         return self._quantize(x, weights, options)
 
@@ -83,8 +115,13 @@ class LocalClient:
         num_levels: int | None = None,
         bins: int = DEFAULT_BINS,
         grid: str = DEFAULT_GRID,
+        level_sets: int = DEFAULT_LEVEL_SETS,
         block_size: int | None = None,
         device: str = "auto",
+        world_size: int | None = None,
+        rank: int | None = None,
+        shared_seed: int | None = None,
+        levels: ArrayLike | None = None,
         per_vector: Mapping[int, Mapping[str, Any]] | None = None,
     ) -> list[QuantizedVector]: ...
 
@@ -99,8 +136,13 @@ class LocalClient:
         num_levels: int | None = None,
         bins: int = DEFAULT_BINS,
         grid: str = DEFAULT_GRID,
+        level_sets: int = DEFAULT_LEVEL_SETS,
         block_size: int | None = None,
         device: str = "auto",
+        world_size: int | None = None,
+        rank: int | None = None,
+        shared_seed: int | None = None,
+        levels: ArrayLike | None = None,
         per_vector: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> dict[str, QuantizedVector]: ...
 
@@ -114,8 +156,13 @@ class LocalClient:
         num_levels: int | None = None,
         bins: int = DEFAULT_BINS,
         grid: str = DEFAULT_GRID,
+        level_sets: int = DEFAULT_LEVEL_SETS,
         block_size: int | None = None,
         device: str = "auto",
+        world_size: int | None = None,
+        rank: int | None = None,
+        shared_seed: int | None = None,
+        levels: ArrayLike | None = None,
         per_vector: PerVector | None = None,
     ) -> Result:
         """As `Client.quantize_many`."""
@@ -129,9 +176,14 @@ class LocalClient:
             method=method,
             bins=bins,
             grid=grid,
+            level_sets=level_sets,
             block_size=block_size,
             seed=seed,
             device=device,
+            world_size=world_size,
+            rank=rank,
+            shared_seed=shared_seed,
+            levels=levels,
         )
         found = []
         for label, request in zip(wanted.labels(), wanted.requests, strict=True):
@@ -139,6 +191,22 @@ class LocalClient:
                 backend = dispatch.pick(request.options.device)
                 found.append(backend.quantize(request.vector, request.options, request.weights))
         return wanted.result(found)
+
+    def levels_from_sketches(
+        self,
+        sketches: Sequence[Sketch | Buffer],
+        num_levels: int = 16,
+        granularity: int | Literal["auto"] | None = None,
+    ) -> LevelsResult:
+        """As `Client.levels_from_sketches`."""
+        from quiver_kernels.sketch_levels import levels_of_sketches
+
+        messages = sketch_messages(sketches)
+        options = create_options(num_levels=num_levels)
+        with as_client_errors():
+            chosen = wire.check_granularity(granularity)
+            request = wire.sketch_levels_request(messages, options.num_levels, chosen)
+            return levels_of_sketches(request.sketches, request.num_levels, request.granularity)
 
     def dequantize(self, q: QuantizedVector) -> NDArray[Any]:
         """As `Client.dequantize`."""
@@ -156,6 +224,7 @@ class LocalClient:
         *,
         bins: int = DEFAULT_BINS,
         grid: str = DEFAULT_GRID,
+        level_sets: int = DEFAULT_LEVEL_SETS,
         block_size: int | None = None,
         device: str = "auto",
     ) -> NDArray[Any]:
@@ -167,6 +236,7 @@ class LocalClient:
             weights,
             bins=bins,
             grid=grid,
+            level_sets=level_sets,
             block_size=block_size,
             device=device,
         ).levels
@@ -180,6 +250,7 @@ class LocalClient:
         *,
         bins: int = DEFAULT_BINS,
         grid: str = DEFAULT_GRID,
+        level_sets: int = DEFAULT_LEVEL_SETS,
         block_size: int | None = None,
         device: str = "auto",
     ) -> LevelsResult:
@@ -191,6 +262,7 @@ class LocalClient:
             method=method,
             bins=bins,
             grid=grid,
+            level_sets=level_sets,
             block_size=block_size,
             device=device,
         )
@@ -225,6 +297,67 @@ class LocalClient:
         with as_client_errors():
             mean = api.aggregate(vectors, weights)
         return mean if quantize is None else self._quantize(mean, None, quantize)
+
+    def aggregate_trees(
+        self,
+        trees: Sequence[QuantizedTree],
+        weights: Sequence[float] | None = None,
+        *,
+        quantize: QuantizeOptions | None = None,
+        min_size: int = DEFAULT_MIN_SIZE,
+    ) -> QuantizedTree:
+        """As `Client.aggregate_trees`."""
+        from quiver_kernels.tree_mean import aggregate_trees
+
+        require_trees(trees)
+        requantize = create_requantize(quantize, min_size)
+        with as_client_errors():
+            return aggregate_trees(trees, weights, quantize=requantize)
+
+    def plan(
+        self,
+        vectors: Mapping[str, ArrayLike],
+        *,
+        max_bytes: int | None = None,
+        bits_per_value: float | None = None,
+        max_error: float | None = None,
+        bits: Sequence[int] = ALL_BITS,
+        methods: Sequence[str] = METHODS[:1],
+        bins: int = DEFAULT_BINS,
+        grid: str = DEFAULT_GRID,
+        block_size: int | None = None,
+        raw: bool = True,
+        device: str = "auto",
+    ) -> BitPlan:
+        """As `Client.plan`."""
+        from quiver_kernels import api
+
+        create_ways(
+            max_bytes=max_bytes,
+            bits_per_value=bits_per_value,
+            max_error=max_error,
+            bits=bits,
+            methods=methods,
+            bins=bins,
+            grid=grid,
+            block_size=block_size,
+            raw=raw,
+            device=device,
+        )
+        with as_client_errors():
+            return api.plan(
+                vectors,
+                max_bytes=max_bytes,
+                bits_per_value=bits_per_value,
+                max_error=max_error,
+                bits=bits,
+                methods=methods,
+                bins=bins,
+                grid=grid,
+                block_size=block_size,
+                raw=raw,
+                device=device,
+            )
 
     def info(self) -> dict[str, Any]:
         """Versions, methods, types and devices of this process, by the names of `Client.info`."""

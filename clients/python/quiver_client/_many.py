@@ -12,13 +12,12 @@ from numpy.typing import ArrayLike
 from quiver_client._core import Call, as_client_errors, as_tensor, create_options, post
 from quiver_client.errors import Invalid
 from quiver_kernels import wire
-from quiver_kernels.batch import check_names, label_of, naming_errors, overridden
+from quiver_kernels.batch import check_names, derived_seeds, label_of, naming_errors, overridden
 from quiver_kernels.dtypes import wire_name
 from quiver_kernels.errors import InvalidInput
 from quiver_kernels.options import QuantizeOptions
 from quiver_kernels.quantized import QuantizedVector
 from quiver_kernels.request import OptionsMessage
-from quiver_kernels.rng import batch_seeds
 from quiver_kernels.wire import MAX_BATCH_VECTORS, QuantizeRequest
 
 MAX_REQUEST_BYTES = 64 << 20
@@ -59,10 +58,10 @@ class Wanted:
         own = {} if per_vector is None else dict(per_vector)
         _check_keys(own, keys)
         options = create_options(**shared).with_seed()
-        seeds = batch_seeds(options.seed or 0, len(values))
+        seeds = derived_seeds(options, len(values))
         requests = [
-            _request(key, value, {**shared, "seed": seed}, own.get(key, {}))
-            for key, value, seed in zip(keys, values, seeds, strict=True)
+            _request(key, value, {**shared, **of_vector}, own.get(key, {}))
+            for key, value, of_vector in zip(keys, values, seeds, strict=True)
         ]
         return cls(tuple(requests), names, options)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, overload
+from typing import Any, Literal, Self, overload
 
 from numpy.typing import ArrayLike, NDArray
 
@@ -18,8 +18,19 @@ from quiver_client._target import Target
 from quiver_client._tls import StrPath, encryption
 from quiver_client._transport import Transport
 from quiver_client.errors import ConnectionFailed, TimedOut, Unavailable
-from quiver_kernels.options import DEFAULT_BINS, DEFAULT_GRID, QuantizeOptions
+from quiver_kernels.framing import Buffer
+from quiver_kernels.options import (
+    DEFAULT_BINS,
+    DEFAULT_GRID,
+    DEFAULT_LEVEL_SETS,
+    METHODS,
+    QuantizeOptions,
+)
+from quiver_kernels.planning import ALL_BITS, BitPlan
 from quiver_kernels.quantized import QuantizedVector
+from quiver_kernels.sketch import Sketch
+from quiver_kernels.tree import QuantizedTree
+from quiver_kernels.treerequest import DEFAULT_MIN_SIZE
 from quiver_kernels.wire import LevelsResult
 
 DEFAULT_TIMEOUT = 180.0
@@ -111,8 +122,13 @@ class Client:
         weights: ArrayLike | None = None,
         bins: int = DEFAULT_BINS,
         grid: str = DEFAULT_GRID,
+        level_sets: int = DEFAULT_LEVEL_SETS,
         block_size: int | None = None,
         device: str = "auto",
+        world_size: int | None = None,
+        rank: int | None = None,
+        shared_seed: int | None = None,
+        levels: ArrayLike | None = None,
     ) -> QuantizedVector:
         """Quantize `x`: choose levels, round every value without bias, pack the codes.
 
@@ -125,7 +141,7 @@ class Client:
         bits
             Bits per value, 1..8 (default 4); or give `num_levels`.
         method
-            ``exact``, ``accelerated``, ``approx`` or ``uniform``; see
+            ``exact``, ``accelerated``, ``approx``, ``uniform`` or ``simba``; see
             `quiver_kernels.optimal_levels`.
         seed
             Key of the random numbers, unsigned 64-bit; drawn when None. The same (x,
@@ -139,10 +155,22 @@ class Client:
         grid
             Candidates of ``approx``: ``robust`` (the default) or ``uniform``; see
             `quiver_kernels.optimal_levels`.
+        level_sets
+            Sets of levels of ``simba``, 2..8.
         block_size
             Values that share a table; None: all.
         device
             ``auto``, ``cpu`` or ``gpu``.
+        world_size, rank, shared_seed
+            For workers whose vectors will be averaged: how many they are (1..65536), which of them
+            this is (0..world_size - 1) and a seed that all of them have, unsigned 64-bit, a new
+            one for every average. Their errors then cancel in part (`quiver_kernels.strata`); each
+            vector alone is rounded as well as ever. All or None; `seed` stays each worker's own.
+        levels
+            Encode with this very table instead of choosing one: ascending, 2..256 float32 or
+            float64 numbers that are values of the type of `x` and bracket all of `x`. Excludes
+            `bits`, `num_levels`, `method`, `weights` and `block_size`; the method of the result
+            is ``given``.
 
         Returns
         -------
@@ -162,9 +190,14 @@ class Client:
             method=method,
             bins=bins,
             grid=grid,
+            level_sets=level_sets,
             block_size=block_size,
             seed=seed,
             device=device,
+            world_size=world_size,
+            rank=rank,
+            shared_seed=shared_seed,
+            levels=levels,
         )
         return self._session.perform(_core.quantize(x, weights, options))
 
@@ -179,8 +212,13 @@ class Client:
         num_levels: int | None = None,
         bins: int = DEFAULT_BINS,
         grid: str = DEFAULT_GRID,
+        level_sets: int = DEFAULT_LEVEL_SETS,
         block_size: int | None = None,
         device: str = "auto",
+        world_size: int | None = None,
+        rank: int | None = None,
+        shared_seed: int | None = None,
+        levels: ArrayLike | None = None,
         per_vector: Mapping[int, Mapping[str, Any]] | None = None,
     ) -> list[QuantizedVector]: ...
 
@@ -195,8 +233,13 @@ class Client:
         num_levels: int | None = None,
         bins: int = DEFAULT_BINS,
         grid: str = DEFAULT_GRID,
+        level_sets: int = DEFAULT_LEVEL_SETS,
         block_size: int | None = None,
         device: str = "auto",
+        world_size: int | None = None,
+        rank: int | None = None,
+        shared_seed: int | None = None,
+        levels: ArrayLike | None = None,
         per_vector: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> dict[str, QuantizedVector]: ...
 
@@ -210,8 +253,13 @@ class Client:
         num_levels: int | None = None,
         bins: int = DEFAULT_BINS,
         grid: str = DEFAULT_GRID,
+        level_sets: int = DEFAULT_LEVEL_SETS,
         block_size: int | None = None,
         device: str = "auto",
+        world_size: int | None = None,
+        rank: int | None = None,
+        shared_seed: int | None = None,
+        levels: ArrayLike | None = None,
         per_vector: PerVector | None = None,
     ) -> Result:
         """Quantize many vectors in one request, or in a few if they are many or large.
@@ -223,9 +271,11 @@ class Client:
         vectors
             Arrays as for `quantize`, in a sequence; or a mapping of them by name, e.g. a
             model's tensors. A name has at most 256 bytes.
-        bits, method, num_levels, bins, grid, block_size, device
+        bits, method, num_levels, bins, grid, level_sets, block_size, device, world_size, rank
             As for `quantize`, for every vector.
-        seed
+        levels
+            As for `quantize`, for every vector.
+        seed, shared_seed
             Each vector has a seed of its own, derived from this one and its position, so that
             their errors are independent; drawn when None. `QuantizedVector.seed` tells it.
         per_vector
@@ -252,12 +302,52 @@ class Client:
             method=method,
             bins=bins,
             grid=grid,
+            level_sets=level_sets,
             block_size=block_size,
             seed=seed,
             device=device,
+            world_size=world_size,
+            rank=rank,
+            shared_seed=shared_seed,
+            levels=levels,
         )
         found = self._session.perform_all(wanted.calls())
         return wanted.result([q for vectors in found for q in vectors])
+
+    def levels_from_sketches(
+        self,
+        sketches: Sequence[Sketch | Buffer],
+        num_levels: int = 16,
+        granularity: int | Literal["auto"] | None = None,
+    ) -> LevelsResult:
+        """One level table for the vectors of many holders, from their sketches.
+
+        The service sees sums over cells, never the vectors.
+
+        Parameters
+        ----------
+        sketches
+            `quiver_kernels.Sketch` objects or their messages, 1..4096; of one type and one
+            number of cells.
+        num_levels
+            Levels, 2..256.
+        granularity
+            None: the best levels among the ends of the merged sketch's cells. 2..65536, or
+            ``auto``: levels on an integer grid, whose codes add up without decoding
+            (`quiver_kernels.IntegerSum`); see `quiver_kernels.grid_levels`.
+
+        Returns
+        -------
+        LevelsResult
+            The table, for ``levels=`` of `quantize`. The errors are upper bounds, since a sketch
+            does not hold sums of squares; too high by little (docs/shared-levels.md).
+
+        Raises
+        ------
+        Invalid, QuiverClientError
+            As for `quantize`; `field` says which sketch: ``sketches[3].rows``.
+        """
+        return self._session.perform(_core.levels_from_sketches(sketches, num_levels, granularity))
 
     def dequantize(self, q: QuantizedVector) -> NDArray[Any]:
         """The decoded vector, in the shape and dtype of the original.
@@ -280,6 +370,7 @@ class Client:
         *,
         bins: int = DEFAULT_BINS,
         grid: str = DEFAULT_GRID,
+        level_sets: int = DEFAULT_LEVEL_SETS,
         block_size: int | None = None,
         device: str = "auto",
     ) -> NDArray[Any]:
@@ -287,7 +378,7 @@ class Client:
 
         Parameters
         ----------
-        x, num_levels, method, weights, bins, grid, block_size, device
+        x, num_levels, method, weights, bins, grid, level_sets, block_size, device
             As for `quantize`.
 
         Returns
@@ -308,6 +399,7 @@ class Client:
             weights,
             bins=bins,
             grid=grid,
+            level_sets=level_sets,
             block_size=block_size,
             device=device,
         ).levels
@@ -321,6 +413,7 @@ class Client:
         *,
         bins: int = DEFAULT_BINS,
         grid: str = DEFAULT_GRID,
+        level_sets: int = DEFAULT_LEVEL_SETS,
         block_size: int | None = None,
         device: str = "auto",
     ) -> LevelsResult:
@@ -330,6 +423,7 @@ class Client:
             method=method,
             bins=bins,
             grid=grid,
+            level_sets=level_sets,
             block_size=block_size,
             device=device,
         )
@@ -381,6 +475,104 @@ class Client:
         if quantize is None:
             return self._session.perform(_core.aggregate(vectors, weights))
         return self._session.perform(_core.aggregate_quantized(vectors, weights, quantize))
+
+    def aggregate_trees(
+        self,
+        trees: Sequence[QuantizedTree],
+        weights: Sequence[float] | None = None,
+        *,
+        quantize: QuantizeOptions | None = None,
+        min_size: int = DEFAULT_MIN_SIZE,
+    ) -> QuantizedTree:
+        """Weighted mean of trees with the same leaves: exact, rounded once.
+
+        The mean does not depend on the order of the trees, nor on bits, methods and grouping of
+        each, bit for bit. Floating leaves are rounded to float64 and then to their type, integers
+        to the nearest, ties to even; a boolean is true where the mean exceeds 1/2.
+
+        Parameters
+        ----------
+        trees
+            At least one; names, types, shapes, order and structure must agree.
+        weights
+            One non-negative number per tree, not all zero; None: those of their tags, 1 where
+            there is none.
+        quantize
+            Quantize floating leaves again, with these options; they are given a seed if they have
+            none, from which each leaf's own is drawn.
+        min_size
+            Leaves of fewer values stay as they are.
+
+        Returns
+        -------
+        QuantizedTree
+            Tagged with what all agree on of round and model version, and the sum of the weights.
+
+        Raises
+        ------
+        Invalid
+            Trees differ, a value is not finite, or weights are bad.
+        QuiverClientError
+            As for `quantize`.
+        """
+        requantize = _core.create_requantize(quantize, min_size)
+        return self._session.perform(_core.aggregate_trees(trees, weights, requantize))
+
+    def plan(
+        self,
+        vectors: Mapping[str, ArrayLike],
+        *,
+        max_bytes: int | None = None,
+        bits_per_value: float | None = None,
+        max_error: float | None = None,
+        bits: Sequence[int] = ALL_BITS,
+        methods: Sequence[str] = METHODS[:1],
+        bins: int = DEFAULT_BINS,
+        grid: str = DEFAULT_GRID,
+        block_size: int | None = None,
+        raw: bool = True,
+        device: str = "auto",
+    ) -> BitPlan:
+        """Bits and method for each of many vectors: least total error within a budget.
+
+        Parameters
+        ----------
+        vectors
+            Arrays as for `quantize`, by name; they go to the service in one request.
+        max_bytes, bits_per_value, max_error
+            The budget, one of the three, or none for the error curves alone: bytes of codes and
+            levels of all vectors; the same in bits per value; or the sum of expected squared
+            errors, within which bytes are minimised.
+        bits, methods
+            Candidates: all pairs.
+        bins, grid, block_size, device
+            As for `quantize`.
+        raw
+            Whether to send a vector as it is may be chosen too.
+
+        Returns
+        -------
+        BitPlan
+            Error curves and choices by name, totals, and whether the choice is proved best.
+
+        Raises
+        ------
+        Invalid, QuiverClientError
+            As for `quantize`; a budget that cannot be kept.
+        """
+        ways, budget = _core.create_ways(
+            max_bytes=max_bytes,
+            bits_per_value=bits_per_value,
+            max_error=max_error,
+            bits=bits,
+            methods=methods,
+            bins=bins,
+            grid=grid,
+            block_size=block_size,
+            raw=raw,
+            device=device,
+        )
+        return self._session.perform(_core.plan(vectors, ways, budget))
 
     def info(self) -> dict[str, Any]:
         """What ``GET /info`` says: versions, methods, devices, limits."""
