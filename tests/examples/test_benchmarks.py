@@ -91,3 +91,20 @@ def test_a_benchmark_that_fails_is_counted_and_leaves_the_rest(
 
     assert runner.main(["--all", "--out", str(tmp_path)]) == 1
     assert list(json.loads((tmp_path / "benchmarks.json").read_text())) == ["kernels"]
+
+
+def test_a_benchmark_may_have_a_page_of_its_own(
+    runner: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(runner, "available", lambda: ["mean_estimation", "other"])
+    monkeypatch.setattr(runner, "run", lambda name, **_: section("2001-01-01"))
+
+    assert runner.main(["--all", "--out", str(tmp_path)]) == 0
+
+    own = (tmp_path / "mean-estimation.md").read_text()
+    assert own.startswith("# What\n")
+    assert "figures of 2001-01-01" in own
+    assert json.loads((tmp_path / "mean-estimation.json").read_text()) == [1]
+    shared = (tmp_path / "benchmarks.md").read_text()
+    assert "(mean-estimation.md)" in shared
+    assert shared.count("figures of 2001-01-01") == 1
