@@ -27,8 +27,20 @@ DOCS = HERE.parent / "docs"
 DEFAULT = ("kernels",)
 # Scripts that have longer runs to offer, or tiny ones, and scripts that draw.
 WITH_FULL = ("kernels",)
-WITH_QUICK = ("many_small", "paper", "peers", "real", "targets")
-WITH_IMAGES = ("paper",)
+WITH_QUICK = (
+    "homomorphic",
+    "many_small",
+    "mean_estimation",
+    "paper",
+    "peers",
+    "plan",
+    "real",
+    "targets",
+    "two_way",
+)
+WITH_IMAGES = ("mean_estimation", "paper")
+# Benchmarks with a page and figures of their own; the common page points there.
+PAGES = {"mean_estimation": "mean-estimation"}
 # Scripts that want an environment of their own, which `make bench-peers` makes. Without it they
 # run in this one and say what is missing.
 PYTHONS = {"peers": HERE.parent / ".venv" / "bench" / "bin" / "python"}
@@ -140,6 +152,15 @@ def as_markdown(sections: dict[str, Section]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def own_page(section: Section, page: str, out: Path) -> Section:
+    """Write a section as a page and figures of its own; what the common page says instead."""
+    text = as_markdown({page: section}).partition("\n## ")[2]
+    (out / f"{page}.md").write_text(f"# {text}")
+    (out / f"{page}.json").write_text(json.dumps(section["results"], indent=1) + "\n")
+    link = f"See [{page}.md]({page}.md); the figures are in [{page}.json]({page}.json)."
+    return {**section, "about": "", "markdown": link, "results": []}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what was asked for and write both files; the exit code counts what failed."""
     names = available()
@@ -169,6 +190,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{name} failed with exit code {error.returncode}", file=sys.stderr)
             failed += 1
             continue
+        if name in PAGES:
+            sections[name] = own_page(sections[name], PAGES[name], out)
         print(sections[name]["markdown"] + "\n")
     ordered = {name: sections[name] for name in names if name in sections}
     store.write_text(json.dumps(ordered, indent=1) + "\n")

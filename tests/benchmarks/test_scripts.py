@@ -94,3 +94,63 @@ def test_many_small_vectors_are_cheaper_together(tmp_path: Path):
         saved = bound["hop"] + bound["call"] - bound["blocked"]
         assert bound["gain"] == pytest.approx(saved / max(bound["cpu"] - saved, 1.0))
     assert printed.count("| exact |") == 5
+
+
+def test_means_of_workers_are_measured_with_all_their_bits(tmp_path: Path):
+    images = tmp_path / "images"
+    printed, results = run("mean_estimation", tmp_path, "--images", str(images))
+
+    assert (images / "mean-estimation.png").stat().st_size > 10_000
+    at = {
+        (r["distribution"], r["inputs"], r["bits"], r["workers"], r["scheme"]): r
+        for r in results["errors"]
+    }
+    most = max(r["workers"] for r in results["errors"])
+    for (distribution, inputs, bits, workers, scheme), row in at.items():
+        assert row["bits_per_value"] > bits
+        if bits == 4 and scheme == "QUIVER" and workers == most:
+            better = at[distribution, inputs, 4, most, "QUIVER, stratified rounding"]
+            assert better["vnmse"] < 0.8 * row["vnmse"]
+            alone = at[distribution, inputs, 4, 1, "QUIVER"]
+            assert row["vnmse"] == pytest.approx(alone["vnmse"] / most, rel=0.2)
+    # The biased scheme is seen, the others pass, at these sizes too.
+    for row in results["bias"]:
+        assert ("biased" in row["scheme"]) == (row["sigmas"] > 5), row
+    verdicts = {v["requirement"]: v["met"] for v in results["verdicts"]}
+    assert verdicts["no bias over 5 standard errors"]
+    assert printed.count("| yes |") + printed.count("| **no** |") == len(verdicts)
+
+
+def test_sums_of_codes_are_exact_and_timed(tmp_path: Path):
+    printed, results = run("homomorphic", tmp_path)
+
+    assert {r["bits"] for r in results} == {1, 2, 4, 8}
+    assert len(results) == 4 * len({r["way"] for r in results}) == 20
+    assert all(r["seconds"] > 0 and r["granularity"] > 1 and r["loss"] < 0.02 for r in results)
+    assert printed.count(" steps, int16 |") == 4
+
+
+def test_two_way_compression_is_compared(tmp_path: Path):
+    printed, results = run("two_way", tmp_path)
+
+    at = {r["variant"]: r["medians"][-1] for r in results}
+    exact, ours, without = (
+        at[name]
+        for name in (
+            "float64 both ways",
+            "signs both ways, feedback both",
+            "signs, no feedback",
+        )
+    )
+    assert exact < ours < without < 1
+    assert all(f"| {name} |" in printed for name in at)
+
+
+def test_plans_are_no_worse_than_equal_bits(tmp_path: Path):
+    printed, rows = run("plan", tmp_path)
+
+    assert "transformer" in printed
+    for row in rows:
+        assert row["planned"] <= row["equal"] * (1 + 1e-9)
+        assert row["bytes_for_equal"] <= row["nbytes"]
+    assert sum(row["planned"] < 0.9 * row["equal"] for row in rows) >= 5
