@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 PEERS := $(VENV)/bench
+ADAPTERS := $(VENV)/adapters
 PACKAGES := kernels service clients/python
 METADATA := $(PACKAGES:%=%/pyproject.toml)
 LOCKS := build dev service-cpu service-gpu
@@ -15,7 +16,7 @@ TEST_WORKERS ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-docker demo check audit sbom format bench bench-peers fuzz soak up down lock clean
+.PHONY: help setup serve test test-docker test-adapters test-gpu demo train check audit sbom format bench bench-peers fuzz soak up down lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,14 +33,32 @@ $(STAMP): requirements/dev.txt $(METADATA)
 serve: setup ## start the service on 127.0.0.1:8000 (QUIVER_HOST, QUIVER_PORT)
 	@exec $(BIN)/python -m quiver_service
 
-test: setup ## run the tests, except those that need a container engine (ARGS= goes to pytest)
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) -m "not docker" $(ARGS)
+test: setup ## run the tests, except those of the next three (ARGS= goes to pytest)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) -m "not docker and not gpu" $(ARGS)
+	@echo "Not among these, commands of their own: make test-docker, make test-adapters, make test-gpu."
 
 test-docker: setup ## build the image and test the container
 	$(BIN)/python -m pytest -m docker $(ARGS)
 
+test-adapters: setup $(ADAPTERS)/.stamp ## test the adapters with the real PyTorch, Flower and safetensors
+	PYTHONDONTWRITEBYTECODE= $(ADAPTERS)/bin/python -m pytest --confcutdir=tests/adapters -n $(TEST_WORKERS) --dist loadfile tests/adapters $(ARGS)
+
+# Apart from the tools: PyTorch is as large as all of them, and Flower wants older versions than the service. The tests
+# start processes that import PyTorch, which takes seconds each time if its bytecode may not be kept.
+$(ADAPTERS)/.stamp: requirements/adapters.txt kernels/pyproject.toml clients/python/pyproject.toml | $(STAMP)
+	@test -x $(ADAPTERS)/bin/python || $(BIN)/python -m venv $(ADAPTERS)
+	$(ADAPTERS)/bin/python -m pip install --quiet --no-deps --no-compile --require-hashes -r requirements/adapters.txt
+	$(ADAPTERS)/bin/python -m pip install --quiet --no-deps --no-compile --no-build-isolation -e ./kernels -e ./clients/python
+	@touch $@
+
+test-gpu: setup ## test the kernels on this machine's GPU; needs CuPy beside the tools (docs/gpu.md)
+	$(BIN)/python -m pytest -m gpu tests/gpu $(ARGS)
+
 demo: setup ## quantize real data through the client; print a table, write a plot
 	@$(BIN)/python examples/demo.py $(ARGS)
+
+train: setup ## train a network over a parameter server with every compression; accuracy against bytes
+	@cd examples && ../$(BIN)/python -m parameter_server.run --out $(CURDIR)/out/parameter_server $(ARGS)
 
 check: setup ## lint, format check, types
 	$(BIN)/ruff check .

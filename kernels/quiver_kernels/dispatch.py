@@ -7,9 +7,10 @@ import importlib.util
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
-from quiver_kernels.errors import BackendUnavailable
+from quiver_kernels.errors import BackendUnavailable, DeviceFailed
 from quiver_kernels.options import QuantizeOptions
 from quiver_kernels.quantized import QuantizedVector
 from quiver_kernels.wire import LevelsResult
@@ -54,6 +55,61 @@ class Backend(Protocol):
         """Weighted mean of the decoded vectors, accumulated in float64."""
         ...
 
+    def add_codes(
+        self,
+        q: QuantizedVector,
+        start: int,
+        stop: int,
+        tables: Sequence[NDArray[np.int64]],
+        totals: Sequence[NDArray[np.int64]],
+    ) -> None:
+        """Add to every total the entries of its table for the codes from `start` to `stop`.
+
+        Tables are laid out as the vector's, one row per block. Nothing is added if a code
+        points beyond them.
+        """
+        ...
+
+    def extent(self, values: NDArray[Any]) -> tuple[float, float]:
+        """Least magnitude above 0 (infinity if there is none) and the largest; NaN if not finite.
+
+        Parameters
+        ----------
+        values
+            Of a floating type, shape (n,).
+        """
+        ...
+
+    def add_scaled(self, values: NDArray[Any], factor: float, total: NDArray[np.int64]) -> None:
+        """Add ``values * factor``, all of them integers below 2^62, to `total`."""
+        ...
+
+    def add_cut(
+        self,
+        values: NDArray[Any],
+        factor: float,
+        cut: float,
+        high: NDArray[np.int64],
+        low: NDArray[np.int64],
+    ) -> None:
+        """Add ``values * factor``: the whole part to `high`, `cut` times the rest to `low`.
+
+        Whole parts are below 2^62; `cut` is a power of two that makes the rests integers.
+        """
+        ...
+
+    def divide(
+        self,
+        numbers: Sequence[NDArray[np.int64]],
+        scales: Sequence[float],
+        wide: float,
+        tail: float,
+        out: NDArray[np.float64],
+        unclear: NDArray[np.bool_],
+    ) -> None:
+        """See `doubles.divide`."""
+        ...
+
     def warm_up(self) -> None:
         """Compile every kernel, so that no later call waits for a compiler."""
         ...
@@ -70,7 +126,28 @@ def _load_cpu() -> Backend:
 
 
 def _load_gpu() -> Backend:
-    raise BackendUnavailable("device gpu is not available here; use cpu or auto")
+    found = _probe_gpu()
+    if isinstance(found, str):
+        raise BackendUnavailable(found)
+    return found
+
+
+@functools.cache
+def _probe_gpu() -> Backend | str:
+    """The GPU, checked against the CPU; or why there is none. Looking may take seconds: once."""
+    from quiver_kernels.gpu.cupy_device import open_device
+
+    try:
+        device = open_device()
+        # What has no kernel yet is the CPU's.
+        load("cpu")
+        from quiver_kernels.gpu.backend import GpuBackend
+
+        backend = GpuBackend(device)
+        backend.verify()
+    except (BackendUnavailable, DeviceFailed) as error:
+        return error.detail
+    return backend
 
 
 def _load_reference() -> Backend:

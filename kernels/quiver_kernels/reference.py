@@ -186,7 +186,8 @@ class ReferenceBackend:
             for i in range(0, flat.size, block)
         ]
         name = wire_name(x.dtype)
-        table = np.stack(rows).astype(WIRE_DTYPES[name]).astype(levels_dtype(name))
+        # Zero has no sign: which of -0 and 0 is the least is a matter of their order.
+        table = np.stack(rows).astype(WIRE_DTYPES[name]).astype(levels_dtype(name)) + 0.0
         return table[0] if options.block_size is None else table
 
     def levels(

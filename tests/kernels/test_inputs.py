@@ -47,6 +47,25 @@ def test_few_distinct_values_have_no_error(
             assert qk.QuantizedVector.from_bytes(q.to_bytes()).levels.tolist() == q.levels.tolist()
 
 
+@pytest.mark.parametrize("dtype", sorted(DTYPES))
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("num_levels", [2, 3, 5])
+def test_zeros_of_both_signs_in_any_order_give_the_same_levels(
+    cpu: Backend, reference: Backend, num_levels: int, method: str, dtype: str
+):
+    values = np.array([0.0, -0.0, 1.0, -0.0, 0.0, 2.0, 0.5, 3.0] * 3).astype(DTYPES[dtype])
+    orders = np.random.default_rng(1)
+    options = QuantizeOptions.create(num_levels=num_levels, method=method)
+
+    tables = {
+        backend.solve_levels(orders.permutation(values), options, None).tobytes()
+        for backend in (cpu, reference)
+        for _ in range(8)
+    }
+
+    assert len(tables) == 1
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_scalars_and_empty_axes(method: str):
     q = qk.quantize(3.5, bits=2, method=method, seed=0)

@@ -83,9 +83,13 @@ def test_decoding_needs_no_compiler(tmp_path: Path):
 def test_the_public_names():
     assert set(qk.__all__) == {
         "BackendUnavailable",
+        "BitPlan",
+        "GridLevels",
+        "IntegerSum",
         "InvalidInput",
         "MalformedMessage",
         "QuantizeOptions",
+        "QuantizedTree",
         "QuantizedVector",
         "QuiverError",
         "Sketch",
@@ -94,8 +98,11 @@ def test_the_public_names():
         "aggregate",
         "dequantize",
         "expected_mse",
+        "grid_levels",
         "optimal_levels",
+        "plan",
         "quantize",
+        "sign_quantize",
         "stopping_when",
     }
     assert qk.__version__.count(".") == 2

@@ -9,6 +9,8 @@ SCRIPT = """
 import sys
 import numpy as np
 from quiver_kernels import dispatch, wire
+from quiver_kernels.exact_sum import ExactSum
+from quiver_kernels.tree import QuantizedSection
 from quiver_kernels.dtypes import WIRE_DTYPES
 from quiver_kernels.options import METHODS, QuantizeOptions
 
@@ -26,12 +28,15 @@ if "skip" not in sys.argv:
     backend.warm_up()
 before = compiled()
 sys.modules["quiver_kernels.options"].STREAM_FROM = 4000
+sys.modules["quiver_kernels.cpu.simba"].POINTS = 4000
 rng = np.random.default_rng(0)
 for dtype in WIRE_DTYPES.values():
     for method in METHODS:
         for size in (1, 3, 100, 5000):
             for block_size in (None, 7, 600):
                 for weighted in (False, True):
+                    if method == "simba" and (weighted or block_size):
+                        continue
                     x = rng.normal(size=2 * size).astype(dtype)[::2]
                     options = QuantizeOptions.create(
                         num_levels=11, method=method, seed=5, block_size=block_size
@@ -45,6 +50,22 @@ for dtype in WIRE_DTYPES.values():
                     backend.levels(request.vector, request.options, request.weights)
                     backend.dequantize(q)
                     backend.aggregate([q, q], [1, 2])
+                    section = QuantizedSection(q)
+                    total = ExactSum(q.size)
+                    total.add(section, 0.3)
+                    total.add(x, 3.0)
+                    total.add(x, 0.1)
+                    total.mean()
+from quiver_kernels import Sketch
+from quiver_kernels.sketch_levels import levels_of_sketches
+for dtype in (np.float32, np.float64):
+    for size, cells in ((3, 64), (100, 2), (50_000, 65_536)):
+        message = Sketch.from_vector(rng.lognormal(size=size).astype(dtype), cells).to_bytes()
+        wanted = ((2, None), (5, None), (256, None), (5, "auto"), (99, 50_000))
+        for num_levels, granularity in wanted:
+            request = wire.sketch_levels_request([message], num_levels, granularity)
+            levels_of_sketches(request.sketches, num_levels, granularity)
+            backend.quantize(np.ones(3, dtype), QuantizeOptions.create(levels=[0, 2], seed=1), None)
 late = {name: (before[name], count) for name, count in compiled().items() if count > before[name]}
 print(late)
 """

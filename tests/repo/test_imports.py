@@ -32,12 +32,16 @@ ROWS = {
     "quiver_kernels": [
         {"errors", "_version"},
         {"dtypes"},
-        {"framing", "options", "packing", "rng", "tensors"},
+        {"framing", "options", "packing", "rng", "simba", "strata", "tensors"},
         {"quantized"},
         {"wire"},
         {"cpu", "gpu", "reference"},
         {"dispatch"},
+        {"tree", "treewire", "treerequest", "exact_sum", "tree_mean"},
         {"api"},
+        {"sketch"},
+        {"gridlevels"},
+        {"homomorphic", "sketch_levels"},
     ],
     "quiver_service": [
         {"pool"},
@@ -54,6 +58,9 @@ ROWS = {
         {"core", "_core"},
         {"sync", "_sync", "aio", "_async", "local", "_local"},
         {"connect", "_connect"},
+        {"ps"},
+        {"adapters"},
+        {"adapters"},
     ],
 }
 
@@ -61,7 +68,7 @@ ROWS = {
 ALLOWED_OUTSIDE = {
     "quiver_kernels": {"numpy", "msgspec", "ml_dtypes"},
     "quiver_kernels.cpu": {"numba", "llvmlite"},
-    "quiver_kernels.gpu": {"cupy", "cupyx", "cupy_backends"},
+    "quiver_kernels.gpu.cupy_device": {"cupy"},
     "quiver_service": {
         "numpy",
         "msgspec",
@@ -78,6 +85,11 @@ ALLOWED_OUTSIDE = {
     },
     "quiver_service.tracing": {"opentelemetry"},
     "quiver_client": {"numpy", "msgspec"},
+    "quiver_client.adapters.torch_arrays": {"torch"},
+    "quiver_client.adapters.torch_gather": {"torch"},
+    "quiver_client.adapters.torch_ddp": {"torch"},
+    "quiver_client.adapters.flower": {"flwr"},
+    "quiver_client.adapters.safetensors_io": {"safetensors"},
 }
 
 
@@ -188,11 +200,15 @@ def test_every_import_points_down():
         ("kernels/quiver_kernels/errors.py", "import quiver_service"),
         ("kernels/quiver_kernels/dispatch.py", "def late():\n    import quiver_client.core"),
         ("kernels/quiver_kernels/tensors.py", "import numba"),
+        ("kernels/quiver_kernels/gpu/backend.py", "import cupy"),
         ("service/quiver_service/planted.py", "from quiver_client import Client"),
         ("service/quiver_service/pool.py", "from quiver_service.engine import Engine"),
         ("service/quiver_service/planted.py", "import requests"),
         ("clients/python/quiver_client/planted.py", "from quiver_service import app"),
         ("clients/python/quiver_client/planted.py", "import numba"),
+        ("clients/python/quiver_client/_core.py", "import quiver_client.adapters.torch_ddp"),
+        ("clients/python/quiver_client/adapters/planted.py", "import torch"),
+        ("clients/python/quiver_client/adapters/flower.py", "import torch"),
     ],
 )
 def test_a_planted_upward_import_is_caught(tmp_path: Path, file: str, statement: str):

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import quiver_kernels as qk
-from quiver_kernels import errors, framing, wire
+from quiver_kernels import errors, framing, structure, tree, treerequest, treewire, varints, wire
 from quiver_kernels.batch import MAX_BATCH_ITEMS
+from quiver_kernels.dtypes import LEAF_DTYPES
 from quiver_kernels.packing import pack_codes
 from quiver_kernels.rng import batch_seeds
 from quiver_service.errors import ERROR_KINDS
@@ -85,6 +86,35 @@ def test_the_limits_of_the_page_are_those_of_the_code():
     assert f"1..{wire.MAX_NAME_BYTES} bytes" in batches
 
 
+def test_the_limits_of_trees_are_those_of_the_code():
+    section = PAGE.split("## Tree\n")[1].split("\n## ")[0]
+    stated = (
+        f"at most {_spaced(tree.MAX_LEAVES)} leaves, {_spaced(tree.MAX_SECTIONS)} sections, "
+        f"{treewire.MAX_TREE_DEPTH} levels of nesting and {_spaced(treewire.MAX_TREE_ITEMS)} values"
+    )
+    assert stated in section
+    assert f"at most {structure.MAX_STRUCTURE_DEPTH} containers" in section
+    assert f"at most {_spaced(structure.MAX_STRUCTURE_NODES)} nodes" in section
+    assert f"1..{tree.MAX_LEAF_NAME_BYTES} bytes each" in section
+    assert f"`client` (str, 1..{tree.MAX_CLIENT_BYTES} bytes)" in section
+    for name in LEAF_DTYPES:
+        assert re.search(rf"^dtype .*\b{name}\b", section, re.MULTILINE), name
+    request = PAGE.split("## Aggregate request\n")[1].split("\n## ")[0]
+    assert f"1..{treerequest.MAX_AGGREGATE_TREES} trees" in request
+    assert f"{_spaced(treerequest.MAX_TREES_ITEMS)} values in all" in request
+    assert f"`min_size` (int, {treerequest.DEFAULT_MIN_SIZE})" in request
+
+
+def _spaced(number: int) -> str:
+    return f"{number:_}".replace("_", " ")
+
+
+def test_the_indices_of_the_page_have_their_bytes():
+    assert varints.encode_ascending(np.array([1, 4])).tobytes().hex(" ") == "01 02"
+    assert varints.encode_ascending(np.array([300])).tobytes().hex(" ") == "ac 02"
+    assert "Indices 1 and 4 are `01 02`, index 300 is `ac 02`" in PAGE
+
+
 def documented_errors() -> dict[str, int]:
     section = PAGE.split("## Errors of messages")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `(\w+)` \|.*\| (\d+) \|$", section, re.MULTILINE)
@@ -119,8 +149,14 @@ def test_every_code_is_documented_with_its_status():
                 "block_size",
                 "seed",
                 "device",
+                "world_size",
+                "rank",
+                "shared_seed",
+                "level_sets",
+                "levels",
             },
         ),
+        ("## Levels from sketches", {"sketches", "bits", "num_levels", "granularity"}),
         (
             "## Quantize request for many vectors",
             {"vectors"},
@@ -142,10 +178,12 @@ def test_every_code_is_documented_with_its_status():
                 "vnmse",
                 "device",
                 "timings_ms",
+                "level_sets",
             },
         ),
         ("## Levels answer", {"levels", "num_levels", "method", "expected_mse", "vnmse", "device"}),
-        ("## Aggregate request", {"vectors", "weights", "quantize"}),
+        ("## Tree", {"v", "kind", "groups", "order", "structure", "tag"}),
+        ("## Aggregate request", {"vectors", "trees", "weights", "quantize"}),
     ],
 )
 def test_every_key_is_documented(heading: str, names: set[str]):

@@ -18,7 +18,7 @@ from quiver_kernels.dtypes import WIRE_DTYPES, levels_dtype, widen, wire_name
 from quiver_kernels.options import QuantizeOptions
 from quiver_kernels.packing import num_blocks
 from quiver_kernels.partition import layout_of
-from quiver_kernels.stopping import checkpoint, slices
+from quiver_kernels.stopping import STEP, checkpoint, slices
 
 # Blocks up to this length are solved many at a time, longer ones by a call for each.
 _SHORT = 4096
@@ -36,9 +36,19 @@ def solve(
         table = _table_levels(x.reshape(-1), bounds, options, weights)[np.newaxis, :]
     else:
         table = _block_levels(x.reshape(-1), options, weights)
-    # Levels must be values of the vector's own type: decoding is then exact, and unbiased.
-    snapped = chunking.converted(table, WIRE_DTYPES[name], levels_dtype(name))
+    snapped = _snapped(table, name)
     return snapped[0] if options.block_size is None else snapped
+
+
+def _snapped(table: Floats, dtype: str) -> NDArray[Any]:
+    """Levels as values of the vector's own type: decoding is then exact, and unbiased.
+
+    Zero is written without a sign: which of -0 and 0 is the least is a matter of their order.
+    """
+    snapped = chunking.converted(table, WIRE_DTYPES[dtype], levels_dtype(dtype))
+    for part in slices(len(snapped), max(1, STEP // snapped.shape[1])):
+        np.add(snapped[part], 0.0, out=snapped[part])
+    return snapped
 
 
 def cells_suffice(options: QuantizeOptions, size: int) -> bool:
@@ -60,9 +70,10 @@ def from_cells(cells: Cells, options: QuantizeOptions, dtype: str) -> NDArray[An
     """
     if cells.index.size <= options.num_levels:
         return None
-    table = best_of_cells(cells, options.num_levels)[np.newaxis, :]
-    snapped: NDArray[Any] = chunking.converted(table, WIRE_DTYPES[dtype], levels_dtype(dtype))[0]
-    return snapped
+    table: NDArray[Any] = _snapped(best_of_cells(cells, options.num_levels)[np.newaxis, :], dtype)[
+        0
+    ]
+    return table
 
 
 def _scaled(weights: Floats) -> Floats:

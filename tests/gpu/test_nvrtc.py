@@ -1,0 +1,169 @@
+"""Every kernel compiles for every architecture, within its registers and without spills."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from quiver_kernels.errors import BackendUnavailable
+from quiver_kernels.gpu import sources
+from quiver_kernels.gpu.compiling import (
+    CompilationFailed,
+    Compiled,
+    Nvrtc,
+    compiled_file,
+    suited,
+)
+
+ARCHITECTURES = (75, 80, 90, 100)
+# Four blocks of 256 threads fit a multiprocessor with up to 64 registers a thread.
+MOST_REGISTERS = 64
+
+_ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\w+)'")
+_MEMORY = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+_REGISTERS = re.compile(r"Used (\d+) registers")
+
+
+@dataclass(frozen=True)
+class Use:
+    """What one kernel uses."""
+
+    architecture: int
+    registers: int
+    stack: int
+    spilled: int
+
+
+def uses(log: str) -> dict[str, Use]:
+    """By kernel, from what the assembler says."""
+    found = {}
+    pieces = _ENTRY.split(log)[1:]
+    for name, architecture, text in zip(pieces[::3], pieces[1::3], pieces[2::3], strict=True):
+        memory, registers = _MEMORY.search(text), _REGISTERS.search(text)
+        assert memory is not None, text
+        assert registers is not None, text
+        stack, stores, loads = map(int, memory.groups())
+        found[name] = Use(int(architecture), int(registers[1]), stack, stores + loads)
+    return found
+
+
+def complaints(compiled: Compiled, kernels: tuple[str, ...], architecture: int) -> list[str]:
+    """Kernels that are missing, or use more than they may."""
+    found = uses(compiled.log)
+    wrong = [f"{name} is missing" for name in kernels if name.encode() not in compiled.code]
+    wrong += [f"{name} is not expected" for name in found if name not in kernels]
+    for name in kernels:
+        use = found.get(name)
+        if use is None or use.architecture != architecture:
+            wrong.append(f"nothing is said of {name}")
+        elif use.registers > MOST_REGISTERS or use.stack or use.spilled:
+            wrong.append(f"{name}: {use}")
+    return wrong
+
+
+@pytest.fixture(scope="module")
+def nvrtc() -> Nvrtc:
+    return Nvrtc.find()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_kernel_compiles_without_spills(nvrtc: Nvrtc, architecture: int):
+    for module, kernels in sources.KERNELS.items():
+        compiled = nvrtc.compile(module, architecture, verbose=True)
+        assert complaints(compiled, kernels, architecture) == []
+        assert compiled.code[:4] == b"\x7fELF"
+
+
+def test_spills_and_registers_are_found(nvrtc: Nvrtc):
+    greedy = """
+    #include "common.cuh"
+    extern "C" __global__ void __launch_bounds__({threads}) greedy(const u64* x, u64* out) {{
+        u64 held[{size}];
+        #pragma unroll
+        for (int i = 0; i < {size}; i++) held[i] = x[i * 1024 + threadIdx.x];
+        __syncthreads();
+        #pragma unroll
+        for (int i = 0; i < {size}; i++) out[i * 1024] = held[{size} - 1 - i] + held[i];
+    }}
+    """
+    spilling = nvrtc.compile_text(greedy.format(threads=1024, size=60), "greedy", 90, verbose=True)
+    large = nvrtc.compile_text(greedy.format(threads=256, size=60), "greedy", 90, verbose=True)
+    modest = nvrtc.compile_text(greedy.format(threads=256, size=6), "greedy", 90, verbose=True)
+
+    assert uses(spilling.log)["greedy"].spilled > 0
+    assert uses(large.log)["greedy"].registers > MOST_REGISTERS
+    assert len(complaints(spilling, ("greedy",), 90)) == 1
+    assert len(complaints(large, ("greedy",), 90)) == 1
+    assert complaints(modest, ("greedy",), 90) == []
+    assert len(complaints(modest, ("greedy", "absent"), 90)) == 2
+
+
+def test_a_source_that_does_not_compile_is_refused_in_words(nvrtc: Nvrtc):
+    with pytest.raises(CompilationFailed, match=r"broken\.cu\(2\): error: .*undefined"):
+        nvrtc.compile_text("extern __global__ void f() {\n  undefined(); }", "broken", 90)
+
+
+def test_the_flags_forbid_what_changes_bits(nvrtc: Nvrtc):
+    """A product and a sum stay two roundings; with the compiler's own defaults they do not."""
+    text = 'extern "C" __global__ void f(float* x) { x[0] = x[1] * x[2] + x[3]; }'
+
+    assert {"--fmad=false", "--ftz=false"} < set(sources.FLAGS)
+    assert nvrtc.compile_text(text, "f", 90).code != _with_flags(nvrtc, text, "--fmad=true")
+    assert nvrtc.compile_text(text, "f", 90).code != _with_flags(nvrtc, text, "--ftz=true")
+    assert nvrtc.compile_text(text, "f", 90).code == _with_flags(nvrtc, text, "--fmad=false")
+
+
+def _with_flags(nvrtc: Nvrtc, text: str, flag: str) -> bytes:
+    with pytest.MonkeyPatch.context() as patch:
+        name = flag.partition("=")[0]
+        flags = (flag if one.startswith(f"{name}=") else one for one in sources.FLAGS)
+        patch.setattr(sources, "FLAGS", tuple(flags))
+        return nvrtc.compile_text(text, "f", 90).code
+
+
+def test_machine_code_is_kept(nvrtc: Nvrtc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made = compiled_file(nvrtc, "widen", 90, tmp_path / "new")
+    monkeypatch.setattr(nvrtc, "compile", None)
+
+    assert compiled_file(nvrtc, "widen", 90, tmp_path / "new") == made
+    assert made.read_bytes()[:4] == b"\x7fELF"
+    assert [path.name for path in made.parent.iterdir()] == [made.name]
+    assert nvrtc.version in made.name
+    with pytest.raises(TypeError):
+        compiled_file(nvrtc, "widen", 80, tmp_path / "new")
+    monkeypatch.setattr(sources, "FLAGS", (*sources.FLAGS, "--other"))
+    with pytest.raises(TypeError):
+        compiled_file(nvrtc, "widen", 90, tmp_path / "new")
+
+
+def test_which_architecture_suits_a_device():
+    known = (50, 75, 80, 86, 90, 100, 120)
+
+    assert [suited(known, one) for one in (75, 80, 87, 89, 90, 103)] == [75, 80, 86, 86, 90, 100]
+    with pytest.raises(BackendUnavailable, match=r"capability 7\.0; NVRTC compiles for .*12\.0"):
+        suited(known, 70)
+    with pytest.raises(BackendUnavailable, match=r"capability 11\.0"):
+        suited(known, 110)
+
+
+def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(BackendUnavailable, match="device gpu needs NVRTC"):
+        Nvrtc(str(tmp_path / "libnvrtc.so"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("ctypes.util.find_library", lambda _: None)
+    with pytest.raises(BackendUnavailable, match="pip install nvidia-cuda-nvrtc-cu12"):
+        Nvrtc.find()
+
+
+def test_every_source_is_listed():
+    files = {path.stem for path in sources.FOLDER.glob("*.cu")}
+
+    assert files == set(sources.KERNELS)
+    for module, kernels in sources.KERNELS.items():
+        text = sources.text(f"{module}.cu")
+        found = re.findall(r"^[A-Z]+_KERNEL\((\w+), ", text, re.MULTILINE)
+        found += re.findall(r"^extern \"C\" __global__ .* (\w+)\([^()]*\) {$", text, re.MULTILINE)
+        assert sorted(found) == sorted(kernels)
