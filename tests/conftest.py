@@ -15,6 +15,14 @@ import pytest
 
 START_SECONDS = 240
 STOP_SECONDS = 45
+COMPILE = "from quiver_kernels import dispatch; dispatch.load('cpu').warm_up()"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Compile the kernels once, before the test processes would each do so for themselves."""
+    if session.config.getoption("numprocesses", None):
+        subprocess.run([sys.executable, "-c", COMPILE], check=True)
 
 
 def without_settings(environment: dict[str, str]) -> dict[str, str]:
