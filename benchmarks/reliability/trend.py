@@ -33,6 +33,9 @@ def trend(x: Sequence[float], y: Sequence[float]) -> Trend:
         raise ValueError(f"a trend needs {2 * BATCHES} samples; got {len(x)}")
     places = [float(np.mean(part)) for part in np.array_split(np.asarray(x[-half:]), BATCHES)]
     means = [float(np.mean(part)) for part in np.array_split(np.asarray(y[-half:]), BATCHES)]
+    if min(means) == max(means):
+        # No scatter at all, of which a fit would say nothing.
+        return Trend(0.0, 0.0, 0.0, 0.0)
     fit = stats.linregress(places, means)
     slope, error = float(fit.slope), float(fit.stderr)
     margin = float(stats.t.ppf(CONFIDENCE, BATCHES - 2)) * error

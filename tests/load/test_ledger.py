@@ -59,6 +59,12 @@ def test_a_trend_covers_the_slope_that_was_put_in():
     assert np.mean([covered(slope) for slope in np.linspace(-5, 5, 200)]) > 0.8
 
 
+def test_what_does_not_change_has_no_slope_for_sure():
+    found = trend([float(i) for i in range(40)], [3.0] * 20 + [7.0] * 20)
+
+    assert (found.slope, found.error, found.low, found.high) == (0.0, 0.0, 0.0, 0.0)
+
+
 def test_a_short_run_has_no_trend():
     with pytest.raises(ValueError, match="needs 24 samples; got 5"):
         trend([1.0] * 5, [1.0] * 5)
