@@ -16,7 +16,7 @@ TEST_WORKERS ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-docker test-adapters test-gpu demo train check audit sbom format bench bench-peers fuzz soak up down lock clean
+.PHONY: help setup serve test test-docker test-adapters test-benchmarks test-gpu demo train check audit sbom format bench bench-peers fuzz soak up down lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,9 +33,9 @@ $(STAMP): requirements/dev.txt $(METADATA)
 serve: setup ## start the service on 127.0.0.1:8000 (QUIVER_HOST, QUIVER_PORT)
 	@exec $(BIN)/python -m quiver_service
 
-test: setup ## run the tests, except those of the next three (ARGS= goes to pytest)
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) -m "not docker and not gpu" $(ARGS)
-	@echo "Not among these, commands of their own: make test-docker, make test-adapters, make test-gpu."
+test: setup ## run the tests, except those of the next four (ARGS= goes to pytest)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) -m "not docker and not gpu and not benchmarks" $(ARGS)
+	@echo "Not among these, commands of their own: make test-docker, make test-adapters, make test-benchmarks, make test-gpu."
 
 test-docker: setup ## build the image and test the container
 	$(BIN)/python -m pytest -m docker $(ARGS)
@@ -50,6 +50,9 @@ $(ADAPTERS)/.stamp: requirements/adapters.txt kernels/pyproject.toml clients/pyt
 	$(ADAPTERS)/bin/python -m pip install --quiet --no-deps --no-compile --require-hashes -r requirements/adapters.txt
 	$(ADAPTERS)/bin/python -m pip install --quiet --no-deps --no-compile --no-build-isolation -e ./kernels -e ./clients/python
 	@touch $@
+
+test-benchmarks: setup ## run every benchmark script on small sizes and check its figures
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) -m benchmarks $(ARGS)
 
 test-gpu: setup ## test the kernels on this machine's GPU; needs CuPy beside the tools (docs/gpu.md)
 	$(BIN)/python -m pytest -m gpu tests/gpu $(ARGS)

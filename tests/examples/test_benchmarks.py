@@ -35,6 +35,7 @@ def section(date: str) -> dict[str, Any]:
     }
 
 
+@pytest.mark.benchmarks
 def test_the_kernels_are_timed(tmp_path: Path):
     results = tmp_path / "results.json"
     quickly = ["--sizes", "256", "1024", "--seconds", "0", "--json", results]
