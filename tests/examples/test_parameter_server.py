@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 import numpy as np
@@ -552,13 +553,25 @@ def untroubled(runs: Runs) -> Result:
         return training.wait(SECONDS)
 
 
+def computed(config: Config, worker: int) -> int:
+    """The last round that a worker has computed."""
+    folder = config.home / f"worker-{worker}"
+    return max((int(path.stem[-6:]) for path in folder.glob("round-*.tree")), default=NEVER)
+
+
+def wait_until_asked(url: str) -> None:
+    """Return when somebody has asked for the service in vain: it is down."""
+    address = urlsplit(url)
+    with socket.create_server((str(address.hostname), int(address.port or 0))) as in_its_place:
+        in_its_place.settimeout(SECONDS)
+        in_its_place.accept()[0].close()
+
+
 def wait_for(config: Config, worker: int, round_id: int) -> None:
     """Return when a worker has computed a round."""
-    folder = config.home / f"worker-{worker}"
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline:
-        found = [int(path.stem[-6:]) for path in folder.glob("round-*.tree")]
-        if max(found, default=NEVER) >= round_id:
+        if computed(config, worker) >= round_id:
             return
         time.sleep(0.002)
     pytest.fail(f"worker {worker} did not come to round {round_id}")
@@ -587,9 +600,9 @@ def test_a_worker_and_the_server_killed_in_a_round_and_started_again_change_no_b
     config = runs.config("killed")
     with Training(config) as training:
         wait_for(config, 1, 6)
-        # Stopped first, so that the others are surely waiting for it in the middle of a round.
+        # Stopped first, so that the others are surely in the middle of a round that misses it.
         training.signal_worker(1, signal.SIGSTOP)
-        time.sleep(0.2)
+        wait_for(config, 0, computed(config, 1))
         training.kill_worker(1)
         training.start_worker(1)
         wait_for(config, 1, 13)
@@ -613,7 +626,7 @@ def test_a_service_killed_in_a_round_and_started_again_changes_no_bit(
         with Training(config) as training:
             wait_for(config, 1, 6)
             service.kill()
-            time.sleep(0.5)
+            wait_until_asked(service.url)
             assert not (config.home / "result.json").exists()
             service.start()
             result = training.wait(SECONDS)

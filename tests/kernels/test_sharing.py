@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import itertools
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -303,6 +302,7 @@ def test_the_first_value_that_is_not_finite_is_named(monkeypatch: pytest.MonkeyP
 def test_no_more_things_to_work_in_are_made_than_allowed():
     at_once, most = [], 0
     scratch = sharing.Scratch(3, list[int])
+    together = threading.Barrier(3)
 
     def work(part: int) -> None:
         nonlocal most
@@ -310,7 +310,7 @@ def test_no_more_things_to_work_in_are_made_than_allowed():
             at_once.append(part)
             most = max(most, len(at_once))
             own.append(part)
-            time.sleep(0.001)
+            together.wait(10)
             at_once.remove(part)
 
     with sharing.threads(8):
