@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from quiver_kernels.checks import Range, mean_dtype
 from quiver_kernels.cpu import chunking, decode, simba
 from quiver_kernels.cpu.compile import Floats, frozen
-from quiver_kernels.cpu.encode import TILE, encode_blocks, pack_blocks, pack_eights, pack_pairs
+from quiver_kernels.cpu.encode import DRAWN, MOST_PLACED, TILE, encode_blocks
 from quiver_kernels.cpu.intervals import interval_table
+from quiver_kernels.cpu.pack import pack_blocks, pack_eights, pack_pairs
 from quiver_kernels.dtypes import WIRE_DTYPES
 from quiver_kernels.errors import InvalidInput
 from quiver_kernels.options import SIMBA, QuantizeOptions
@@ -40,7 +41,9 @@ def encode(
     bits = options.bits
     stride = (block * bits + 7) // 8
     packed = np.empty(packed_size(x.size, bits, options.block_size), np.uint8)
-    shared = interval_table(table.levels, x.size) if len(levels) == 1 else None
+    # Values that are placed at once need no guesses of where they lie.
+    guessed = 1 if table.narrow and levels.shape[1] <= MOST_PLACED else block
+    shared = interval_table(table.levels, min(guessed, x.size)) if len(levels) == 1 else None
 
     def encode_span(span: tuple[int, int]) -> Floats:
         start, stop = span
@@ -49,7 +52,7 @@ def encode(
         if not table.narrow:
             values = frozen(values.astype(np.float64))
         size = min(block, values.size)
-        intervals = interval_table(table.levels[rows], size) if shared is None else shared
+        intervals = shared or interval_table(table.levels[rows], min(guessed, size))
         begin = (start // block) * stride + (start % block) * bits // 8
         out = packed[begin : begin + packed_size(values.size, bits, block)]
         # Codes of 8 bits are packed as they are; others in eights, zeros behind the last.
@@ -72,7 +75,7 @@ def encode(
             shifts,
             1 if strata is None else strata.world_size,
             bounds.unit,
-            np.empty((2, TILE + 4), np.uint32),
+            np.empty((2, TILE + DRAWN), np.uint32),
             np.empty(TILE, np.uint16),
             np.empty((4, TILE), values.dtype),
             np.empty((2, TILE)),
@@ -130,13 +133,13 @@ def _pack(
         pack_eights(codes.view(np.uint64), bits, packed)
 
 
-def dequantize(q: QuantizedVector) -> NDArray[Any]:
-    """The decoded vector, in the shape and dtype of the original."""
+def dequantize(q: QuantizedVector, target: NDArray[Any] | None = None) -> NDArray[Any]:
+    """The decoded vector, in the shape and dtype of the original; in `target` if that is given."""
     dtype = WIRE_DTYPES[q.dtype]
     # Entries are moved as bits, so that bfloat16, unknown to Numba, needs no kernel of its own.
     raw = np.dtype(f"u{dtype.itemsize}")
     tables = chunking.converted(np.atleast_2d(q.levels), dtype).view(raw)
-    out = np.empty(q.size, dtype=dtype)
+    out = np.empty(q.size, dtype=dtype) if target is None else target.reshape(-1)
     block = _values_per_table(q)
 
     def decode_span(span: tuple[int, int]) -> None:
@@ -148,14 +151,17 @@ def dequantize(q: QuantizedVector) -> NDArray[Any]:
         decode.look_up(codes, frozen(tables), block, start, out.view(raw)[start:stop])
 
     run_parts(chunking.spans(q.size), decode_span)
-    return out.reshape(q.shape)
+    return out.reshape(q.shape) if target is None else target
 
 
 def mean(
-    vectors: Sequence[QuantizedVector], shares: Sequence[float], dtype: np.dtype[Any]
+    vectors: Sequence[QuantizedVector],
+    shares: Sequence[float],
+    dtype: np.dtype[Any],
+    target: NDArray[Any] | None = None,
 ) -> NDArray[Any]:
-    """Sum of share times decoded vector, accumulated in float64."""
-    out = np.empty(vectors[0].size, dtype=dtype)
+    """Sum of share times decoded vector, accumulated in float64; in `target` if that is given."""
+    out = np.empty(vectors[0].size, dtype=dtype) if target is None else target.reshape(-1)
     low, high = _all_ends(vectors)
     tables = [_shared_table(q, share) for q, share in zip(vectors, shares, strict=True)]
 
@@ -173,7 +179,7 @@ def mean(
         out[start:stop] = np.clip(total, low, high, out=total)
 
     run_parts(chunking.spans(out.size), mean_of_span)
-    return out.reshape(vectors[0].shape)
+    return out.reshape(vectors[0].shape) if target is None else target
 
 
 def within_levels(total: Floats, vectors: Sequence[QuantizedVector]) -> NDArray[Any]:

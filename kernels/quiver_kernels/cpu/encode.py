@@ -2,12 +2,14 @@
 
 Each tile of values goes through one short loop per stage, so that the compiler can
 vectorise every stage that reads and writes in order; table look-ups, which it cannot, have
-loops of their own. Among few levels values are placed by comparisons instead (`_placing`).
-The rule is `quiver_kernels.rounding`'s.
+loops of their own. Among few levels 16 values go through all stages at once, in registers: the
+instructions for that are spelled out (`_rounding`, `_philox`). They are of no one processor; where
+it can permute numbers in registers, that is made use of. The rule is `quiver_kernels.rounding`'s.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -23,11 +25,138 @@ TILE = 512
 # Values that are placed at once, and most levels for which that is done.
 LANES = 16
 MOST_PLACED = 16
+# Random words that are drawn at once.
+DRAWN = 32
+# Values that are asked for while those before them are encoded: drawing words takes as long.
+AHEAD = 2048
 _TWO_32 = 4294967296.0
 # `rng.STRATA_STREAM`; Numba keys a kernel on the text of its own file.
 _STRATA_STREAM = np.uint64(2)
 # The largest float32 below 1: what a probability below 1 can be.
 _BELOW_ONE = np.float32(1.0 - 2.0**-24)
+
+
+_I8, _I32, _I64 = (ir.IntType(width) for width in (8, 32, 64))
+_FLOAT, _DOUBLE = ir.FloatType(), ir.DoubleType()
+# What levels of x86-64 have, by the names that Numba may be told in place of features.
+_LEVELS_OF_X86 = {"x86-64-v3": {"+avx2"}, "x86-64-v4": {"+avx2", "+avx512f"}}
+
+
+def _vector(of: ir.Type, lanes: int = LANES) -> ir.Type:
+    return ir.VectorType(of, lanes)
+
+
+def _vector_of(of: ir.Type, numbers: Iterable[float]) -> ir.Value:
+    values = list(numbers)
+    return ir.Constant(_vector(of, len(values)), values)
+
+
+def _shuffle(builder: Any, first: ir.Value, second: ir.Value, places: list[int]) -> ir.Value:
+    """The lanes of two vectors, one after the other, that `places` name."""
+    return builder.shuffle_vector(first, second, _vector_of(_I32, places))
+
+
+def _splat(builder: Any, number: ir.Value, lanes: int = LANES) -> ir.Value:
+    """A number in every lane."""
+    nothing = ir.Constant(_vector(number.type, lanes), ir.Undefined)
+    one = builder.insert_element(nothing, number, ir.Constant(_I32, 0))
+    return _shuffle(builder, one, nothing, [0] * lanes)
+
+
+def _data(context: Any, builder: Any, kind: Any, array: Any) -> ir.Value:
+    """Where the numbers of an array argument are."""
+    proxy: Any = cgutils.create_struct_proxy
+    return proxy(kind)(context, builder, array).data
+
+
+def _at(builder: Any, data: ir.Value, offset: ir.Value, of: ir.Type) -> ir.Value:
+    """Where a vector that begins `offset` numbers behind `data` is."""
+    return builder.bitcast(builder.gep(data, [offset]), of.as_pointer())
+
+
+def _nothing(context: Any) -> Any:
+    """An instruction of the other type's branch, which is compiled too and never run."""
+    return context.get_dummy_value()
+
+
+def _prefetch(builder: Any, place: ir.Value) -> None:
+    """Have memory that is read soon brought near; it may be nobody's."""
+    numbers = [ir.Constant(_I32, number) for number in (0, 3, 1)]
+    kind = ir.FunctionType(ir.VoidType(), [place.type, *(_I32 for _ in numbers)])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [place, *numbers])
+
+
+def _philox() -> Any:
+    """An instruction for kernels: the words of eight groups, 32 in a row.
+
+    Groups lie side by side in 64-bit lanes, whose lower halves hold the words of the counter: so
+    vector units multiply them. What is in the upper halves does not matter. A product's upper half
+    is brought down by a shuffle, since shifts would wait for the unit that multiplies.
+    """
+
+    @intrinsic
+    def draw(
+        context: Any,  # noqa: ARG001
+        seed: Any,
+        stream: Any,
+        first_group: Any,
+        words: Any,
+        start: Any,
+    ) -> Any:
+        signature = types.void(seed, stream, first_group, words, start)
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            seed, stream, first_group, _, start = arguments
+            low, half = ir.Constant(_I64, 0xFFFFFFFF), ir.Constant(_I64, 32)
+            upper = [i | 1 for i in range(16)]
+
+            def words_of(numbers: ir.Value) -> ir.Value:
+                return builder.bitcast(numbers, _vector(_I32))
+
+            def numbers_of(words: ir.Value) -> ir.Value:
+                return builder.bitcast(words, _vector(_I64, 8))
+
+            def high(words: ir.Value) -> ir.Value:
+                return _shuffle(builder, words, words, upper)
+
+            def product(words: ir.Value, factor: int) -> ir.Value:
+                lower = builder.and_(numbers_of(words), _vector_of(_I64, [0xFFFFFFFF] * 8))
+                return words_of(builder.mul(lower, _vector_of(_I64, [factor] * 8)))
+
+            groups = builder.add(_splat(builder, first_group, 8), _vector_of(_I64, range(8)))
+            c0, c2 = words_of(groups), words_of(_splat(builder, stream, 8))
+            c1, c3 = high(c0), words_of(_vector_of(_I64, [0] * 8))
+            k0, k1 = builder.and_(seed, low), builder.lshr(seed, half)
+            for _ in range(10):
+                p0, p1 = product(c0, 0xD2511F53), product(c2, 0xCD9E8D57)
+                key0, key1 = (words_of(_splat(builder, k, 8)) for k in (k0, k1))
+                c0, c1, c2, c3 = (
+                    builder.xor(builder.xor(high(p1), c1), key0),
+                    p1,
+                    builder.xor(builder.xor(high(p0), c3), key1),
+                    p0,
+                )
+                k0 = builder.and_(builder.add(k0, ir.Constant(_I64, 0x9E3779B9)), low)
+                k1 = builder.and_(builder.add(k1, ir.Constant(_I64, 0xBB67AE85)), low)
+            lower = [place for i in range(8) for place in (2 * i, 16 + 2 * i)]
+            first = numbers_of(_shuffle(builder, c0, c1, lower))
+            second = numbers_of(_shuffle(builder, c2, c3, lower))
+            out = _data(context, builder, signature.args[3], arguments[3])
+            for part in range(2):
+                pairs = [place for i in range(4) for place in (4 * part + i, 8 + 4 * part + i)]
+                offset = builder.add(start, ir.Constant(_I64, 16 * part))
+                place = _at(builder, out, offset, _vector(_I32))
+                words = words_of(_shuffle(builder, first, second, pairs))
+                builder.store(words, place, align=4)
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return draw
+
+
+_draw_32 = _philox()
 
 
 @kernel
@@ -37,47 +166,15 @@ def fill_random(
     """Fill `words`, uint32 of a multiple of 4, with the groups from `first_group` on.
 
     `stream` is the third word of the counter.
-    32-bit words lie in 64-bit variables, as the vector units multiply them. A run-time loop
-    over rounds would be ten times slower, so they stand one by one.
     """
-    m0, m1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
-    w0, w1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
-    low, half = np.uint64(0xFFFFFFFF), np.uint64(32)
-    for g in range(words.size // 4):
-        group = np.uint64(first_group) + np.uint64(g)
-        k0, k1 = seed & low, seed >> half
-        p0, p1 = (group & low) * m0, stream * m1
-        c0, c1, c2, c3 = (p1 >> half) ^ (group >> half) ^ k0, p1 & low, (p0 >> half) ^ k1, p0 & low
-        k0, k1 = (k0 + w0) & low, (k1 + w1) & low
-        p0, p1 = c0 * m0, c2 * m1
-        c0, c1, c2, c3 = (p1 >> half) ^ c1 ^ k0, p1 & low, (p0 >> half) ^ c3 ^ k1, p0 & low
-        k0, k1 = (k0 + w0) & low, (k1 + w1) & low
-        p0, p1 = c0 * m0, c2 * m1
-        c0, c1, c2, c3 = (p1 >> half) ^ c1 ^ k0, p1 & low, (p0 >> half) ^ c3 ^ k1, p0 & low
-        k0, k1 = (k0 + w0) & low, (k1 + w1) & low
-        p0, p1 = c0 * m0, c2 * m1
-        c0, c1, c2, c3 = (p1 >> half) ^ c1 ^ k0, p1 & low, (p0 >> half) ^ c3 ^ k1, p0 & low
-        k0, k1 = (k0 + w0) & low, (k1 + w1) & low
-        p0, p1 = c0 * m0, c2 * m1
-        c0, c1, c2, c3 = (p1 >> half) ^ c1 ^ k0, p1 & low, (p0 >> half) ^ c3 ^ k1, p0 & low
-        k0, k1 = (k0 + w0) & low, (k1 + w1) & low
-        p0, p1 = c0 * m0, c2 * m1
-        c0, c1, c2, c3 = (p1 >> half) ^ c1 ^ k0, p1 & low, (p0 >> half) ^ c3 ^ k1, p0 & low
-        k0, k1 = (k0 + w0) & low, (k1 + w1) & low
-        p0, p1 = c0 * m0, c2 * m1
-        c0, c1, c2, c3 = (p1 >> half) ^ c1 ^ k0, p1 & low, (p0 >> half) ^ c3 ^ k1, p0 & low
-        k0, k1 = (k0 + w0) & low, (k1 + w1) & low
-        p0, p1 = c0 * m0, c2 * m1
-        c0, c1, c2, c3 = (p1 >> half) ^ c1 ^ k0, p1 & low, (p0 >> half) ^ c3 ^ k1, p0 & low
-        k0, k1 = (k0 + w0) & low, (k1 + w1) & low
-        p0, p1 = c0 * m0, c2 * m1
-        c0, c1, c2, c3 = (p1 >> half) ^ c1 ^ k0, p1 & low, (p0 >> half) ^ c3 ^ k1, p0 & low
-        k0, k1 = (k0 + w0) & low, (k1 + w1) & low
-        p0, p1 = c0 * m0, c2 * m1
-        words[4 * g] = np.uint32((p1 >> half) ^ c1 ^ k0)
-        words[4 * g + 1] = np.uint32(p1)
-        words[4 * g + 2] = np.uint32((p0 >> half) ^ c3 ^ k1)
-        words[4 * g + 3] = np.uint32(p0)
+    whole = words.size // DRAWN * DRAWN
+    for start in range(0, whole, DRAWN):
+        _draw_32(seed, stream, np.uint64(first_group) + np.uint64(start // 4), words, start)
+    if whole < words.size:
+        more = np.empty(DRAWN, np.uint32)
+        _draw_32(seed, stream, np.uint64(first_group) + np.uint64(whole // 4), more, 0)
+        for i in range(whole, words.size):
+            words[i] = more[i - whole]
 
 
 @kernel
@@ -107,12 +204,96 @@ def stratify(
         words[i] = np.uint32(np.int64(within / divisor))
 
 
-def _placing(most: int) -> Any:
-    """An instruction for kernels: the intervals of `LANES` values among at most `most` levels.
+class _Levels:
+    """The rows of `encode_blocks`' table of few levels, as an instruction's vectors.
 
-    A table look-up takes one value at a time. Comparing with every level, and selecting all that
-    is known of the interval as one goes, takes as many values as a vector unit holds; LLVM does
-    not find this by itself, so the vectors are spelled out. Nothing in it is of one processor.
+    Values are placed among the inner levels by a search in registers where the processor can
+    permute numbers in them, else by comparing with one level after the other. The interval is a
+    count of levels that are not above the value, so all ways give the same.
+    """
+
+    def __init__(self, context: Any, builder: Any, table: ir.Value, number: ir.Type) -> None:
+        _, name, features = context.codegen().magic_tuple()
+        self._builder, self._table, self._number = builder, table, number
+        self._features = {*features.split(","), *_LEVELS_OF_X86.get(name, ())}
+
+    def found(self, x: ir.Value, most: int) -> tuple[ir.Value, ir.Value, ir.Value, ir.Value]:
+        """Codes (bytes) of `x` among at most `most` levels; levels below and above; reciprocals."""
+        narrow = self._number == _FLOAT
+        if narrow and {"+avx512f", "+avx2"} & self._features:
+            return self._searched(x, most)
+        return self._compared(x, most)
+
+    def _compared(self, x: ir.Value, most: int) -> tuple[ir.Value, ...]:
+        builder = self._builder
+        code = _vector_of(_I8, [0] * LANES)
+        below, above, inverse = self._entry(0, 0), self._entry(1, 1), self._entry(2, 0)
+        for j in range(1, most - 1):
+            level = self._entry(0, j)
+            reached = builder.fcmp_ordered(">=", x, level)
+            below = builder.select(reached, level, below)
+            above = builder.select(reached, self._entry(1, j + 1), above)
+            inverse = builder.select(reached, self._entry(2, j), inverse)
+            code = builder.select(reached, _vector_of(_I8, [j] * LANES), code)
+        return code, below, above, inverse
+
+    def _searched(self, x: ir.Value, most: int) -> tuple[ir.Value, ...]:
+        builder = self._builder
+        place = _vector_of(_I32, [0] * LANES)
+        step = most // 2
+        while step > 0:
+            ahead = builder.or_(place, _vector_of(_I32, [step] * LANES))
+            reached = builder.fcmp_ordered(">=", x, self._at_places(0, 0, ahead))
+            place = builder.select(reached, ahead, place)
+            step //= 2
+        rest = (self._at_places(*entry, place) for entry in ((1, 0), (1, 1), (2, 0)))
+        return builder.trunc(place, _vector(_I8)), *rest
+
+    def _entry(self, row: int, place: int) -> ir.Value:
+        """A number of the table in every lane."""
+        return _splat(self._builder, self._builder.load(self._pointer(row, place)))
+
+    def _at_places(self, row: int, first: int, places: ir.Value) -> ir.Value:
+        """Of 16 numbers of a row, from `first` on, those at `places`."""
+        builder = self._builder
+        if "+avx512f" in self._features:
+            numbers = self._load(row, first, 16)
+            return self._call("llvm.x86.avx512.permvar.sf.512", numbers, places)
+        lower, upper = self._load(row, first, 8), self._load(row, first + 8, 8)
+        halves = []
+        for start in (0, 8):
+            part = _shuffle(builder, places, places, list(range(start, start + 8)))
+            # Of a place, the instruction takes the last three bits.
+            low, high = (self._call("llvm.x86.avx2.permps", n, part) for n in (lower, upper))
+            beyond = builder.icmp_unsigned(">", part, _vector_of(_I32, [7] * 8))
+            halves.append(builder.select(beyond, high, low))
+        return _shuffle(builder, *halves, list(range(16)))
+
+    def _call(self, name: str, numbers: ir.Value, places: ir.Value) -> ir.Value:
+        kind = ir.FunctionType(numbers.type, [numbers.type, places.type])
+        function = cgutils.get_or_insert_function(self._builder.module, kind, name)
+        return self._builder.call(function, [numbers, places])
+
+    def _load(self, row: int, place: int, lanes: int) -> ir.Value:
+        vector = _vector(self._number, lanes).as_pointer()
+        return self._builder.load(
+            self._builder.bitcast(self._pointer(row, place), vector), align=self._bytes
+        )
+
+    def _pointer(self, row: int, place: int) -> ir.Value:
+        offset = ir.Constant(_I64, row * (MOST_PLACED + 1) + place)
+        return self._builder.gep(self._table, [offset])
+
+    @property
+    def _bytes(self) -> int:
+        return 4 if self._number == _FLOAT else 8
+
+
+def _placing(most: int) -> Any:
+    """An instruction for kernels: the intervals of `LANES` float64 values, `most` levels at most.
+
+    A table look-up takes one value at a time; LLVM does not find this by itself, so the vectors
+    are spelled out.
     """
 
     @intrinsic
@@ -127,49 +308,18 @@ def _placing(most: int) -> Any:
         signature = types.void(values, table, start, codes, found)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            kinds = signature.args
-            lane = context.get_value_type(kinds[0].dtype)
-            many, byte = ir.VectorType(lane, LANES), ir.IntType(8)
-            proxy: Any = cgutils.create_struct_proxy
-            data = {
-                name: proxy(kind)(context, builder, value).data
-                for name, kind, value in zip(
-                    ("values", "table", "start", "codes", "found"), kinds, arguments, strict=True
-                )
-                if isinstance(kind, types.Array)
-            }
-            first = arguments[2]
-            index = ir.IntType(64)
-            zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-
-            def entry(row: int, place: int) -> ir.Value:
-                """A number of the table in every lane."""
-                offset = ir.Constant(index, row * (MOST_PLACED + 1) + place)
-                number = builder.load(builder.gep(data["table"], [offset]))
-                one = builder.insert_element(
-                    ir.Constant(many, ir.Undefined), number, ir.Constant(ir.IntType(32), 0)
-                )
-                return builder.shuffle_vector(one, ir.Constant(many, ir.Undefined), zeros)
-
-            def at(name: str, offset: ir.Value, of: ir.Type) -> ir.Value:
-                pointer = builder.gep(data[name], [offset])
-                return builder.bitcast(pointer, of.as_pointer())
-
-            x = builder.load(at("values", first, many), align=1)
-            below, above, inverse = entry(0, 0), entry(1, 1), entry(2, 0)
-            codes_of = ir.VectorType(byte, LANES)
-            code = ir.Constant(codes_of, [0] * LANES)
-            for j in range(1, most - 1):
-                level = entry(0, j)
-                reached = builder.fcmp_ordered(">=", x, level)
-                below = builder.select(reached, level, below)
-                above = builder.select(reached, entry(1, j + 1), above)
-                inverse = builder.select(reached, entry(2, j), inverse)
-                code = builder.select(reached, ir.Constant(codes_of, [j] * LANES), code)
-            builder.store(code, at("codes", first, codes_of), align=1)
-            for row, result in enumerate((below, above, inverse)):
-                offset = builder.add(first, ir.Constant(index, row * TILE))
-                builder.store(result, at("found", offset, many), align=1)
+            if signature.args[0].dtype != types.float64:
+                return _nothing(context)
+            values, table, codes, found = (
+                _data(context, builder, signature.args[i], arguments[i]) for i in (0, 1, 3, 4)
+            )
+            start = arguments[2]
+            x = builder.load(_at(builder, values, start, _vector(_DOUBLE)), align=1)
+            code, *rest = _Levels(context, builder, table, _DOUBLE).found(x, most)
+            builder.store(code, _at(builder, codes, start, _vector(_I8)), align=1)
+            for row, result in enumerate(rest):
+                offset = builder.add(start, ir.Constant(_I64, row * TILE))
+                builder.store(result, _at(builder, found, offset, _vector(_DOUBLE)), align=1)
             return context.get_dummy_value()
 
         return signature, generate
@@ -178,6 +328,71 @@ def _placing(most: int) -> Any:
 
 
 _place_4, _place_8, _place_16 = (_placing(most) for most in (4, 8, MOST_PLACED))
+
+
+def _rounding(most: int) -> Any:
+    """An instruction for kernels: codes of `LANES` float32 values, `most` levels at most.
+
+    They are rounded by the narrow rule; errors and squares are added to the sums of their lanes.
+    """
+
+    @intrinsic
+    def place_and_round(
+        context: Any,  # noqa: ARG001
+        values: Any,
+        table: Any,
+        top: Any,
+        words: Any,
+        start: Any,
+        codes: Any,
+        lanes: Any,
+    ) -> Any:
+        signature = types.void(values, table, top, words, start, codes, lanes)
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            if signature.args[0].dtype != types.float32:
+                return _nothing(context)
+            values, table, words, codes, lanes = (
+                _data(context, builder, signature.args[i], arguments[i]) for i in (0, 1, 3, 5, 6)
+            )
+            top, start = _splat(builder, arguments[2]), arguments[4]
+
+            def all_of(number: float) -> ir.Value:
+                return _vector_of(_FLOAT, [number] * LANES)
+
+            x = builder.load(_at(builder, values, start, _vector(_FLOAT)), align=4)
+            later = builder.add(start, ir.Constant(_I64, AHEAD))
+            _prefetch(builder, _at(builder, values, later, _I8))
+            code, *rest = _Levels(context, builder, table, _FLOAT).found(x, most)
+            below, above, inverse = rest
+            word = builder.load(_at(builder, words, start, _vector(_I32)), align=4)
+            p = builder.fmul(builder.fsub(x, below), inverse)
+            most_below_one = all_of(float(_BELOW_ONE))
+            least = builder.select(builder.fcmp_ordered("<", p, most_below_one), p, most_below_one)
+            threshold = builder.fptoui(builder.fmul(least, all_of(_TWO_32)), _vector(_I32))
+            up = builder.or_(
+                builder.icmp_unsigned("<", word, threshold),
+                builder.or_(
+                    builder.fcmp_ordered(">=", p, all_of(1.0)),
+                    builder.fcmp_ordered(">=", x, top),
+                ),
+            )
+            code = builder.add(code, builder.zext(up, _vector(_I8)))
+            builder.store(code, _at(builder, codes, start, _vector(_I8)), align=1)
+            v, low, high = (builder.fpext(one, _vector(_DOUBLE)) for one in (x, below, above))
+            error = builder.fmul(builder.fsub(high, v), builder.fsub(v, low))
+            for row, term in enumerate((error, builder.fmul(v, v))):
+                offset = builder.add(start, ir.Constant(_I64, row * TILE))
+                place = _at(builder, lanes, offset, _vector(_DOUBLE))
+                builder.store(builder.fadd(builder.load(place, align=8), term), place, align=8)
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return place_and_round
+
+
+_round_4, _round_8, _round_16 = (_rounding(most) for most in (4, 8, MOST_PLACED))
 
 
 @kernel
@@ -225,7 +440,7 @@ def encode_blocks(
     unit
         Power of two that keeps squares of the values within float64.
     words, places, found, lanes
-        Space to work in: (2, TILE + 4), TILE, (4, TILE) of the type of `x`, (2, TILE).
+        Space to work in: (2, TILE + DRAWN), TILE, (4, TILE) of the type of `x`, (2, TILE).
     codes
         Out: the codes.
     sums
@@ -256,7 +471,8 @@ def encode_blocks(
             index = first_index + tile
             if first_index + end > filled:
                 base = index // 4 * 4
-                filled = min(base + words.shape[1], (first_index + x.size + 3) // 4 * 4)
+                needed = first_index + x.size - base
+                filled = base + min(words.shape[1], (needed + DRAWN - 1) // DRAWN * DRAWN)
                 fresh = words[0, : filled - base]
                 fill_random(seed, np.uint64(0), base // 4, fresh)
                 if shifts.size > 0:
@@ -265,8 +481,24 @@ def encode_blocks(
                     stratify(fresh, shared, shifts, world_size)
             drawn = words[0, index - base :]
 
+            # The first values of a tile are placed at once, what is left of it one by one.
+            whole = 0
+            if at_once and scale is None:
+                whole = code.size // LANES * LANES
+                if s <= 4:
+                    for i in range(0, whole, LANES):
+                        _round_4(values, table, top, drawn, i, code, lanes)
+                elif s <= 8:
+                    for i in range(0, whole, LANES):
+                        _round_8(values, table, top, drawn, i, code, lanes)
+                else:
+                    for i in range(0, whole, LANES):
+                        _round_16(values, table, top, drawn, i, code, lanes)
+                if whole == code.size:
+                    continue
+                values, code, drawn = values[whole:], code[whole:], drawn[whole:]
             below, above = found[0], found[1]
-            if at_once and code.size >= LANES:
+            if at_once and scale is not None and code.size >= LANES:
                 last = code.size - LANES
                 # The last values may be placed twice, with the same result.
                 if s <= 4:
@@ -307,6 +539,7 @@ def encode_blocks(
                 for i in range(code.size):
                     found[2, i] = inverse[b, code[i]]
 
+            errors, norms = lanes[0, whole:], lanes[1, whole:]
             if scale is None:
                 for i in range(code.size):
                     p = (values[i] - below[i]) * found[2, i]
@@ -315,8 +548,8 @@ def encode_blocks(
                     code[i] += np.uint8(up)
                 for i in range(code.size):
                     v = np.float64(values[i])
-                    lanes[0, i] += (np.float64(above[i]) - v) * (v - np.float64(below[i]))
-                    lanes[1, i] += v * v
+                    errors[i] += (np.float64(above[i]) - v) * (v - np.float64(below[i]))
+                    norms[i] += v * v
             else:
                 for i in range(code.size):
                     found[3, i] = scale[b, code[i]]
@@ -327,8 +560,8 @@ def encode_blocks(
                     code[i] += np.uint8(up)
                 for i in range(code.size):
                     v = values[i] * unit
-                    lanes[0, i] += (above[i] * unit - v) * (v - below[i] * unit)
-                    lanes[1, i] += v * v
+                    errors[i] += (above[i] * unit - v) * (v - below[i] * unit)
+                    norms[i] += v * v
 
         while used > 1:
             half = (used + 1) // 2
@@ -340,46 +573,3 @@ def encode_blocks(
         once = unit if scale is None else 1.0
         sums[b, 0] = lanes[0, 0] * once * once
         sums[b, 1] = lanes[1, 0] * once * once
-
-
-@kernel
-def pack_pairs(pairs: NDArray[np.uint16], packed: NDArray[np.uint8]) -> None:
-    """Pack codes of 4 bits without a gap: two, the first in the low byte, are one byte."""
-    for i in range(packed.size):
-        packed[i] = np.uint8(pairs[i] | pairs[i] >> np.uint16(4))
-
-
-@kernel
-def pack_eights(eights: NDArray[np.uint64], bits: int, packed: NDArray[np.uint8]) -> None:
-    """Pack codes of `bits` bits without a gap: eight, the first in the low byte, are `bits` bytes.
-
-    Neighbours move together, then pairs of them, then fours. Spoils `eights`.
-    """
-    one, two, four = np.uint64(8 - bits), np.uint64(16 - 2 * bits), np.uint64(32 - 4 * bits)
-    for g in range(eights.size):
-        w = eights[g]
-        w = (w & np.uint64(0x00FF00FF00FF00FF)) | ((w & np.uint64(0xFF00FF00FF00FF00)) >> one)
-        w = (w & np.uint64(0x0000FFFF0000FFFF)) | ((w & np.uint64(0xFFFF0000FFFF0000)) >> two)
-        w = (w & np.uint64(0x00000000FFFFFFFF)) | ((w & np.uint64(0xFFFFFFFF00000000)) >> four)
-        eights[g] = w
-    for i in range(bits):
-        column = packed[i::bits]
-        for g in range(column.size):
-            column[g] = np.uint8(eights[g] >> np.uint64(8 * i))
-
-
-@kernel
-def pack_blocks(
-    codes: NDArray[np.uint8], block_size: int, bits: int, packed: NDArray[np.uint8]
-) -> None:
-    """Pack blocks that end within a byte: each begins on a byte of its own."""
-    stride = (block_size * bits + 7) // 8
-    for place in range(packed.size):
-        packed[place] = 0
-    for i in range(codes.size):
-        bit = i % block_size * bits
-        place = i // block_size * stride + bit // 8
-        word = np.uint64(codes[i]) << np.uint64(bit % 8)
-        packed[place] |= np.uint8(word)
-        if bit % 8 + bits > 8:
-            packed[place + 1] |= np.uint8(word >> np.uint64(8))
