@@ -19,6 +19,8 @@ RUN /build/bin/pip wheel --no-deps --no-index --no-build-isolation --wheel-dir /
     && /build/bin/pip --python /opt/quiver/bin/python install --no-cache-dir --no-deps --no-index /wheels/quiver_kernels-*.whl
 # Machine code for two levels of x86-64, whichever this one has: a container need not compile when it starts.
 RUN /opt/quiver/bin/python -m quiver_kernels.precompile /opt/quiver/kernels
+# And of the CUDA sources for the usual GPUs, which takes neither a GPU nor its driver.
+RUN if [ "${VARIANT}" = gpu ]; then /opt/quiver/bin/python -m quiver_kernels.gpu.ahead; fi
 COPY service service
 RUN /build/bin/pip wheel --no-deps --no-index --no-build-isolation --wheel-dir /wheels ./service \
     && /build/bin/pip --python /opt/quiver/bin/python install --no-cache-dir --no-deps --no-index /wheels/quiver_service-*.whl \

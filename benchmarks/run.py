@@ -28,6 +28,7 @@ DEFAULT = ("kernels",)
 # Scripts that have longer runs to offer, or tiny ones, and scripts that draw.
 WITH_FULL = ("kernels",)
 WITH_QUICK = (
+    "gpu",
     "homomorphic",
     "many_small",
     "mean_estimation",
@@ -45,6 +46,8 @@ PAGES = {"mean_estimation": "mean-estimation"}
 # run in this one and say what is missing.
 PYTHONS = {"peers": HERE.parent / ".venv" / "bench" / "bin" / "python"}
 HELPERS = ("run",)
+# Not among all: it fails where there is no GPU.
+NEED_GPU = ("gpu",)
 PACKAGES = ("quiver-kernels", "numpy", "numba")
 
 Section = dict[str, Any]
@@ -137,7 +140,7 @@ def as_markdown(sections: dict[str, Section]) -> str:
         "the other quantizers (PyTorch among them) into an environment of their own and measures "
         "them; `make bench ARGS=--all` measures everything, in about a quarter of an hour on two "
         'quiet cores; `make bench ARGS="targets paper"` measures some. What is not measured again '
-        "stays, with its date.",
+        "stays, with its date. `make bench ARGS=gpu` needs a GPU ([gpu.md](gpu.md)).",
     ]
     for section in sections.values():
         found = section["machine"]
@@ -166,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = available()
     parser = argparse.ArgumentParser(description="Run the benchmarks and write their results.")
     parser.add_argument("names", nargs="*", help=f"some of {', '.join(names)}; default: kernels")
-    parser.add_argument("--all", action="store_true", help="every benchmark")
+    parser.add_argument("--all", action="store_true", help="every one that needs no GPU")
     parser.add_argument("--full", action="store_true", help="the largest sizes, too; minutes")
     parser.add_argument("--quick", action="store_true", help="tiny sizes where a script has them")
     parser.add_argument("--out", type=Path, help="folder of the files; default: docs, or out")
@@ -174,7 +177,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = sorted(set(options.names) - set(names))
     if unknown:
         parser.error(f"there is no benchmark {', '.join(unknown)}; there are {', '.join(names)}")
-    chosen = names if options.all else options.names or DEFAULT
+    everywhere = [name for name in names if name not in NEED_GPU]
+    chosen = [*everywhere, *options.names] if options.all else options.names or DEFAULT
 
     # Figures of tiny sizes are nothing to keep.
     out = options.out or (HERE.parent / "out" if options.quick else DOCS)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from quiver_kernels import dispatch, sharing
+from quiver_kernels import dispatch, dlpack, sharing
 from quiver_kernels.batch import label_of, naming_errors
+from quiver_kernels.checks import check_aggregate, mean_dtype, require_fit
+from quiver_kernels.costs import Work
 from quiver_kernels.errors import InvalidInput
+from quiver_kernels.gpu.arrays import DeviceArray, on_device
 from quiver_kernels.options import (
     DEFAULT_BINS,
     DEFAULT_GRID,
@@ -18,8 +21,19 @@ from quiver_kernels.options import (
     METHODS,
     QuantizeOptions,
 )
-from quiver_kernels.planning import ALL_BITS, BitPlan, Budget, Ways, choose, require_vectors
+from quiver_kernels.planning import (
+    ALL_BITS,
+    BitPlan,
+    Budget,
+    Ways,
+    choose,
+    measured,
+    require_vectors,
+)
 from quiver_kernels.quantized import QuantizedVector
+
+Array = TypeVar("Array")
+"""Of an array to fill, of any library."""
 
 
 def optimal_levels(
@@ -40,7 +54,8 @@ def optimal_levels(
     ----------
     x
         Values, any shape; float16, bfloat16, float32 or float64 (other real types become
-        float64). Finite, at least one.
+        float64). Finite, at least one. NumPy's, or an array of another library by DLPack or the
+        CUDA Array Interface; one that lies on a GPU is computed there (of the four types only).
     num_levels
         Levels per table, s, 2..256.
     method
@@ -61,7 +76,7 @@ def optimal_levels(
     block_size
         Values that share a table; None: all.
     device
-        ``auto``, ``cpu`` or ``gpu``.
+        ``auto``, ``cpu`` or ``gpu``; for an array on a GPU the first or the last.
 
     Returns
     -------
@@ -92,7 +107,10 @@ def optimal_levels(
         block_size=block_size,
         device=device,
     )
-    return dispatch.pick(device).solve_levels(as_vector(x), options, _as_weights(weights))
+    given, kept = _as_input(x), _as_weights(weights)
+    if isinstance(given, DeviceArray):
+        return dispatch.pick_on_device(device, given.number).solve_levels(given, options, kept)
+    return dispatch.pick(device, _work(given, options, kept)).solve_levels(given, options, kept)
 
 
 def quantize(
@@ -112,6 +130,7 @@ def quantize(
     rank: int | None = None,
     shared_seed: int | None = None,
     levels: ArrayLike | None = None,
+    parameters: Mapping[str, object] | None = None,
     threads: int | None = 1,
 ) -> QuantizedVector:
     """Quantize `x`: choose levels, round every value without bias, pack the codes.
@@ -137,6 +156,8 @@ def quantize(
         float64 numbers that are values of the type of `x` and bracket all of `x`. Excludes
         `bits`, `num_levels`, `method`, `weights` and `block_size`; the method of the result is
         ``given``.
+    parameters
+        Of another scheme that `method` names (docs/schemes.md), by name.
     threads
         Threads to share the passes over a large vector; None: one per processor. More than
         the caller's are started for this call only; they change nothing but the time.
@@ -165,34 +186,62 @@ def quantize(
         rank=rank,
         shared_seed=shared_seed,
         levels=levels,
+        parameters=parameters,
     )
-    backend = dispatch.pick(device)
+    given, kept = _as_input(x), _as_weights(weights)
     with sharing.threads(threads):
-        return backend.quantize(as_vector(x), options.with_seed(), _as_weights(weights))
+        if isinstance(given, DeviceArray):
+            backend = dispatch.pick_on_device(device, given.number)
+            return backend.quantize(given, options.with_seed(), kept)
+        chosen = dispatch.pick(device, _work(given, options, kept))
+        return chosen.quantize(given, options.with_seed(), kept)
 
 
-def dequantize(q: QuantizedVector, *, threads: int | None = 1) -> NDArray[Any]:
+@overload
+def dequantize(
+    q: QuantizedVector, *, out: None = None, threads: int | None = 1
+) -> NDArray[Any]: ...
+
+
+@overload
+def dequantize(q: QuantizedVector, *, out: Array, threads: int | None = 1) -> Array: ...
+
+
+def dequantize(q: QuantizedVector, *, out: Any = None, threads: int | None = 1) -> Any:
     """The decoded vector, in the shape and dtype of the original. O(d); needs only NumPy.
 
     Parameters
     ----------
     q
         A quantized vector, made here or read from bytes.
+    out
+        Array to fill, in place of a new one: shape ``q.shape``, dtype ``q.dtype``, contiguous in
+        C order, on the host or, where the GPU backend works, on a GPU (`quantize` tells which
+        arrays are understood). It is filled when this returns.
     threads
         As for `quantize`.
 
     Returns
     -------
     ndarray
-        Shape ``q.shape``, dtype ``q.dtype``: for every value the level of its code.
+        Shape ``q.shape``, dtype ``q.dtype``: for every value the level of its code. `out` itself
+        if that is given.
 
     Raises
     ------
     InvalidInput
-        A code points beyond the level table (``invalid_codes``).
+        A code points beyond the level table (``invalid_codes``); then `out` holds anything.
+        `out` does not fit.
+    BackendUnavailable
+        `out` lies on a GPU and no GPU backend works.
     """
     with sharing.threads(threads):
-        return dispatch.pick_decoder().dequantize(q)
+        target = _as_target(out, q.shape, q.dtype)
+        if isinstance(target, DeviceArray):
+            dispatch.pick_on_device("gpu", target.number).dequantize_to(q, target)
+            return out
+        decoded = dispatch.pick_decoder().dequantize(q, target)
+    return decoded if out is None else out
 
 
 def expected_mse(
@@ -207,7 +256,7 @@ def expected_mse(
     Parameters
     ----------
     x, weights, threads
-        As for `quantize`.
+        As for `quantize`; `x` may lie on a GPU, too.
     levels
         Ascending, shape (s,), with ``levels[0] <= min(x)`` and ``max(x) <= levels[-1]``.
 
@@ -216,18 +265,41 @@ def expected_mse(
     float
         ``sum_i w_i (b_i - x_i)(x_i - a_i) / d``, in squared units of `x`.
     """
+    given, table, kept = _as_input(x), as_vector(levels, "levels"), _as_weights(weights)
     with sharing.threads(threads):
-        return dispatch.pick_decoder().expected_mse(
-            as_vector(x), as_vector(levels, "levels"), _as_weights(weights)
-        )
+        if isinstance(given, DeviceArray):
+            backend = dispatch.pick_on_device("gpu", given.number)
+            return backend.expected_mse(given, table, kept)
+        return dispatch.pick_decoder().expected_mse(given, table, kept)
+
+
+@overload
+def aggregate(
+    vectors: Sequence[QuantizedVector],
+    weights: Sequence[float] | None = None,
+    *,
+    out: None = None,
+    threads: int | None = 1,
+) -> NDArray[Any]: ...
+
+
+@overload
+def aggregate(
+    vectors: Sequence[QuantizedVector],
+    weights: Sequence[float] | None = None,
+    *,
+    out: Array,
+    threads: int | None = 1,
+) -> Array: ...
 
 
 def aggregate(
     vectors: Sequence[QuantizedVector],
     weights: Sequence[float] | None = None,
     *,
+    out: Any = None,
     threads: int | None = 1,
-) -> NDArray[Any]:
+) -> Any:
     """Weighted mean of quantized vectors of one shape, accumulated in float64.
 
     Parameters
@@ -236,16 +308,27 @@ def aggregate(
         At least one; shapes must agree, bits, methods and dtypes may differ.
     weights
         One non-negative number per vector, not all zero; None: equal.
-    threads
-        As for `quantize`.
+    out, threads
+        As for `dequantize`.
 
     Returns
     -------
     ndarray
-        In the vectors' shape; their dtype, or the widest if they differ.
+        In the vectors' shape; their dtype, or the widest if they differ. `out` itself if that is
+        given.
     """
+    if out is None:
+        with sharing.threads(threads):
+            return dispatch.pick_decoder().aggregate(vectors, weights)
+    check_aggregate(vectors, weights)
+    target = _as_target(out, vectors[0].shape, mean_dtype(vectors).name)
     with sharing.threads(threads):
-        return dispatch.pick_decoder().aggregate(vectors, weights)
+        if isinstance(target, DeviceArray):
+            backend = dispatch.pick_on_device("gpu", target.number)
+            backend.aggregate_to(vectors, weights, target)
+        else:
+            dispatch.pick_decoder().aggregate(vectors, weights, target)
+    return out
 
 
 def plan(
@@ -273,7 +356,7 @@ def plan(
         The budget, one of the three, or none for the error curves alone: bytes of codes and
         levels of all vectors; the same in bits per value; sum of expected squared errors.
     bits, methods
-        Candidates: all pairs.
+        Candidates: all pairs; of a scheme (docs/schemes.md) those that it takes.
     bins, grid, block_size, device, threads
         As for `quantize`.
     raw
@@ -312,22 +395,80 @@ def plan(
         for name, values in vectors.items():
             with naming_errors(label_of(name), wrapped=False):
                 x = as_vector(values, "vector")
-                found = [backend.levels(x, options, None) for options in ways.options]
+                found = [measured(backend, x, options) for options in ways.options]
             curves[name] = ways.curve(x, found)
     return choose(curves, budget)
 
 
 def as_vector(x: ArrayLike, field: str = "x") -> NDArray[Any]:
-    """`x` as an array of a supported floating type; integers and lists become float64."""
+    """`x` as an array of a supported floating type; integers and lists become float64.
+
+    Raises
+    ------
+    InvalidInput
+        `x` is no array, or does not lie in memory of the host (``invalid_type``).
+    """
+    found = _as_input(x, field)
+    if isinstance(found, DeviceArray):
+        raise InvalidInput(
+            f"{field} must lie in memory of the host here; it lies on a GPU: copy it",
+            code="invalid_type",
+            field=field,
+        )
+    return found
+
+
+def _as_input(x: ArrayLike, field: str = "x") -> NDArray[Any] | DeviceArray:
+    """As `as_vector`; what lies on a GPU is left there."""
     try:
-        array = np.asarray(x)
+        array = _host_or_device(x, field)
+        if isinstance(array, DeviceArray):
+            return array
     except ValueError as error:
+        if isinstance(error, InvalidInput):
+            raise
         raise InvalidInput(
             f"{field} is not an array: {error}", code="invalid_type", field=field
         ) from None
     if array.dtype.kind in "iub":
         return array.astype(np.float64)
     return array
+
+
+def _work(x: NDArray[Any], options: QuantizeOptions, weights: NDArray[Any] | None) -> Work:
+    """What quantizing `x`, in memory of the host, costs depends on this."""
+    return Work.of_quantize(x.size, x.dtype.itemsize, options, weighted=weights is not None)
+
+
+def _host_or_device(x: ArrayLike, field: str) -> NDArray[Any] | DeviceArray:
+    if isinstance(x, np.ndarray | list | tuple | float | int):
+        return np.asarray(x)
+    found = on_device(x, field)
+    if found is not None:
+        return found
+    return dlpack.host_array(x, field) if dlpack.speaks(x) else np.asarray(x)
+
+
+def _as_target(out: Any, shape: tuple[int, ...], dtype: str) -> NDArray[Any] | DeviceArray | None:
+    """Memory for a result, checked as far as it lies on the host."""
+    if out is None:
+        return None
+    target: NDArray[Any]
+    if isinstance(out, np.ndarray):
+        target = out
+    else:
+        found = on_device(out, "out")
+        if found is not None:
+            return found
+        if not dlpack.speaks(out):
+            raise InvalidInput(
+                f"out must be an array; got {type(out).__name__}", code="invalid_type", field="out"
+            )
+        target = dlpack.host_array(out, "out")
+    name = target.dtype.name if target.dtype.isnative else str(target.dtype)
+    flags = target.flags
+    require_fit(target.shape, name, flags.c_contiguous, flags.writeable, shape, dtype)
+    return target
 
 
 def _as_weights(weights: ArrayLike | None) -> NDArray[Any] | None:

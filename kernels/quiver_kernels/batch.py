@@ -11,10 +11,11 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from msgspec import UNSET, UnsetType
+from numpy.typing import NDArray
 
 from quiver_kernels.errors import BackendUnavailable, InvalidInput, MalformedMessage
 from quiver_kernels.framing import Buffer, Segment, count_items, decode_checked, is_map, pack
@@ -38,6 +39,7 @@ from quiver_kernels.request import (
     with_levels,
 )
 from quiver_kernels.rng import batch_seeds
+from quiver_kernels.stopping import checkpoint
 from quiver_kernels.tensors import tensor_fields
 
 MAX_BATCH_VECTORS = 4096
@@ -145,6 +147,32 @@ def label_of(key: int | str) -> str:
     return f"vectors[{text}]"
 
 
+class Quantizer(Protocol):
+    """What quantizes one vector, as `dispatch.Backend` does."""
+
+    def quantize(
+        self, x: NDArray[Any], options: QuantizeOptions, weights: NDArray[Any] | None
+    ) -> QuantizedVector:
+        """Levels, unbiased codes and packed bytes."""
+        ...
+
+
+Naming = Callable[[int], contextlib.AbstractContextManager[None]]
+"""A context in which errors say that they are about the vector of a number."""
+
+
+def quantize_each(
+    quantizer: Quantizer, requests: Sequence[QuantizeRequest], naming: Naming
+) -> list[QuantizedVector]:
+    """Quantize vectors one after the other; see `dispatch.Backend.quantize_many`."""
+    found = []
+    for number, request in enumerate(requests):
+        checkpoint()
+        with naming(number):
+            found.append(quantizer.quantize(request.vector, request.options, request.weights))
+    return found
+
+
 # -- requests, read by the service ------------------------------------------------------
 
 
@@ -227,8 +255,10 @@ def overridden(shared: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """An item's options: its own, and the shared ones for the rest.
 
     ``bits`` and ``num_levels`` say the same thing, so either replaces both. Levels replace all that
-    says how to choose some, and are replaced by any of it.
+    says how to choose some, and are replaced by any of it. Parameters go with their method.
     """
+    if "method" in own or own.get("levels") is not None:
+        shared = {name: value for name, value in shared.items() if name != "parameters"}
     if own.get("levels") is not None:
         shared = {name: value for name, value in shared.items() if name not in _CHOICE_KEYS}
     elif any(name in own for name in _CHOICE_KEYS):

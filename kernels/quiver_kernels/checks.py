@@ -40,6 +40,33 @@ def require_values(x: NDArray[Any], field: str) -> None:
         )
 
 
+def require_fit(
+    shape: tuple[int, ...],
+    dtype: str,
+    contiguous: bool,
+    writable: bool,
+    wanted_shape: tuple[int, ...],
+    wanted_dtype: str,
+) -> None:
+    """Refuse an ``out`` of the first four that cannot be filled with what is wanted.
+
+    Raises
+    ------
+    InvalidInput
+        ``shape_mismatch``, ``unsupported_dtype`` or ``invalid_type``.
+    """
+    if shape != wanted_shape:
+        detail = f"out must have shape {list(wanted_shape)}; got {list(shape)}"
+        raise InvalidInput(detail, code="shape_mismatch", field="out")
+    if dtype != wanted_dtype:
+        detail = f"out must hold {wanted_dtype}; got {dtype}"
+        raise InvalidInput(detail, code="unsupported_dtype", field="out")
+    if not (contiguous and writable):
+        state = "strided" if writable else "read-only"
+        detail = f"out must be writable and contiguous in C order; it is {state}"
+        raise InvalidInput(detail, code="invalid_type", field="out")
+
+
 def finite_range(x: NDArray[Any], field: str = "vector") -> Range:
     """Minimum and maximum of `x`, after checking type, emptiness and finiteness; one pass.
 

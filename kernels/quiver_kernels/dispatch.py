@@ -1,19 +1,32 @@
-"""Which backend computes a request: a table of backends, loaded when first asked for."""
+"""Which backend computes a request: a table of backends, loaded when first asked for.
+
+Nothing is looked for at import. ``auto`` is the CPU until `cost_model` has measured a GPU in this
+process, as the service does when it warms up; then the cheaper device.
+"""
 
 from __future__ import annotations
 
 import functools
 import importlib.util
 from collections.abc import Sequence
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quiver_kernels.errors import BackendUnavailable, DeviceFailed
+from quiver_kernels.batch import Naming
+from quiver_kernels.costs import CPU, GPU, CostModel, Work
+from quiver_kernels.errors import BackendUnavailable, DeviceFailed, InvalidInput
+from quiver_kernels.lanes import Lane
 from quiver_kernels.options import QuantizeOptions
 from quiver_kernels.quantized import QuantizedVector
+from quiver_kernels.request import QuantizeRequest
 from quiver_kernels.wire import LevelsResult
+
+if TYPE_CHECKING:
+    from quiver_kernels.gpu.backend import GpuBackend
+    from quiver_kernels.gpu.device import Device
 
 
 class Backend(Protocol):
@@ -39,20 +52,35 @@ class Backend(Protocol):
         """Levels, unbiased codes and packed bytes."""
         ...
 
+    def quantize_many(
+        self, requests: Sequence[QuantizeRequest], naming: Naming
+    ) -> list[QuantizedVector]:
+        """As `quantize` for each; what is raised about one is raised inside ``naming(number)``.
+
+        Of vectors that cannot be quantized, the first one's error is raised.
+        """
+        ...
+
     def expected_mse(
         self, x: NDArray[Any], levels: NDArray[Any], weights: NDArray[Any] | None
     ) -> float:
         """The objective over d for a given table that brackets `x`."""
         ...
 
-    def dequantize(self, q: QuantizedVector) -> NDArray[Any]:
-        """The decoded vector, in the shape and dtype of the original."""
+    def dequantize(self, q: QuantizedVector, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """The decoded vector, in the shape and dtype of the original; `out` if that is given.
+
+        `out` is contiguous, of this shape and dtype.
+        """
         ...
 
     def aggregate(
-        self, vectors: Sequence[QuantizedVector], weights: Sequence[float] | None
+        self,
+        vectors: Sequence[QuantizedVector],
+        weights: Sequence[float] | None,
+        out: NDArray[Any] | None = None,
     ) -> NDArray[Any]:
-        """Weighted mean of the decoded vectors, accumulated in float64."""
+        """Weighted mean of the decoded vectors, accumulated in float64; `out` as above."""
         ...
 
     def add_codes(
@@ -126,6 +154,10 @@ def _load_cpu() -> Backend:
 
 
 def _load_gpu() -> Backend:
+    return _lanes()[0].backend
+
+
+def _lanes() -> tuple[Lane, ...]:
     found = _probe_gpu()
     if isinstance(found, str):
         raise BackendUnavailable(found)
@@ -133,21 +165,87 @@ def _load_gpu() -> Backend:
 
 
 @functools.cache
-def _probe_gpu() -> Backend | str:
-    """The GPU, checked against the CPU; or why there is none. Looking may take seconds: once."""
-    from quiver_kernels.gpu.cupy_device import open_device
+def _probe_gpu() -> tuple[Lane, ...] | str:
+    """The GPUs, checked against the CPU; or why there is none. Looking may take seconds: once."""
+    from quiver_kernels.gpu.cupy_device import count_devices
 
+    found: list[Lane] = []
+    complaints: list[str] = []
     try:
-        device = open_device()
+        count = count_devices()
         # What has no kernel yet is the CPU's.
         load("cpu")
-        from quiver_kernels.gpu.backend import GpuBackend
-
-        backend = GpuBackend(device)
-        backend.verify()
-    except (BackendUnavailable, DeviceFailed) as error:
+    except BackendUnavailable as error:
         return error.detail
-    return backend
+    # One that is broken does not keep the others from work.
+    for number in range(count):
+        try:
+            found.append(_open_lane(number))
+        except BackendUnavailable as error:
+            complaints.append(error.detail)
+    return tuple(found) or complaints[0]
+
+
+def _open_lane(number: int) -> Lane:
+    from quiver_kernels.gpu.backend import GpuBackend
+    from quiver_kernels.gpu.cupy_device import open_device
+
+    device = open_device(number)
+    backend = GpuBackend(device)
+    try:
+        backend.verify()
+    except BackendUnavailable:
+        raise
+    except Exception as error:
+        # A device that was opened may still fail in any way at its first kernels.
+        text = f"{type(error).__name__}: {error}"
+        raise BackendUnavailable(f"device gpu is not available here: {text}") from error
+    return Lane(number, backend, device.name, device.memory)
+
+
+def open_lanes(memory: float = 1.0) -> tuple[Lane, ...]:
+    """The GPUs that give the CPU's bits, each a lane. Seconds when first called.
+
+    Parameters
+    ----------
+    memory
+        What each may hold: up to 1 a share of its memory, above that bytes.
+
+    Raises
+    ------
+    BackendUnavailable
+        There is none; the text says why.
+    """
+    lanes = []
+    for lane in _lanes():
+        device = _device_of(lane)
+        limit = int(device.memory * memory if memory <= 1 else min(memory, device.memory))
+        device.limit_memory(limit)
+        lanes.append(replace(lane, memory=limit))
+    return tuple(lanes)
+
+
+def _device_of(lane: Lane) -> Device:
+    from quiver_kernels.gpu.backend import GpuBackend
+
+    assert isinstance(lane.backend, GpuBackend)  # _open_lane made it
+    return lane.backend.device
+
+
+@functools.cache
+def cost_model() -> CostModel | None:
+    """What CPU and GPU cost here, timed when first called, in some seconds; None without a GPU.
+
+    Both must be warm (`Backend.warm_up`), or compiling is timed. Several GPUs are taken to be
+    alike: the first is timed. From then on ``auto`` is the cheaper device in this process.
+    """
+    from quiver_kernels.calibration import calibrate
+
+    try:
+        lane = _lanes()[0]
+        return calibrate(load("cpu"), lane.backend, _device_of(lane))
+    except (BackendUnavailable, DeviceFailed):
+        return None
 
 
 def _load_reference() -> Backend:
@@ -165,9 +263,61 @@ def load(name: str) -> Backend:
     return _LOADERS[name]()
 
 
-def pick(device: str) -> Backend:
-    """The backend for a request's ``device``: ``auto`` is the CPU."""
-    return load("cpu" if device == "auto" else device)
+def pick(device: str, work: Work | None = None) -> Backend:
+    """The backend for a request's ``device``.
+
+    Parameters
+    ----------
+    device
+        ``auto``: the device that `work` is on, or else the cheaper one where `cost_model` has been
+        called, or else the CPU.
+    work
+        What is asked for, as far as known.
+    """
+    if device != "auto":
+        return load(device)
+    if work is None:
+        return load(CPU)
+    if work.on_device:
+        return load(GPU)
+    model = cost_model() if cost_model.cache_info().currsize else None
+    return load(CPU if model is None else model.choose(work))
+
+
+def pick_on_device(device: str, number: int | None) -> GpuBackend:
+    """The backend for data that lie on a GPU.
+
+    Parameters
+    ----------
+    device
+        As for `pick`; ``cpu`` is refused, since data are not copied behind the caller's back.
+    number
+        Of the GPU; None if it is not known: the first.
+
+    Raises
+    ------
+    InvalidInput
+        `device` is another.
+    BackendUnavailable
+        The GPU's backend does not work here.
+    """
+    if device not in ("auto", GPU):
+        raise InvalidInput(
+            f"device must be auto or gpu for data on a GPU; got {device!r}: copy them to the host "
+            "for any other",
+            code="invalid_option",
+            field="device",
+        )
+    from quiver_kernels.gpu.backend import GpuBackend
+
+    lanes = {lane.number: lane.backend for lane in _lanes()}
+    if number is None:
+        number = min(lanes)
+    if number not in lanes:
+        raise BackendUnavailable(f"data lie on GPU {number}, which does not work here")
+    found = lanes[number]
+    assert isinstance(found, GpuBackend)  # _open_lane made it
+    return found
 
 
 def pick_decoder() -> Backend:

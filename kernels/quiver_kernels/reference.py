@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quiver_kernels import doubles
+from quiver_kernels.batch import Naming, quantize_each
 from quiver_kernels.checks import (
     Range,
     check_aggregate,
@@ -30,8 +31,10 @@ from quiver_kernels.options import SIMBA, QuantizeOptions
 from quiver_kernels.packing import pack_codes, unpack_codes
 from quiver_kernels.partition import LAYOUTS, Layout, Partition, layout_of
 from quiver_kernels.quantized import QuantizedVector
+from quiver_kernels.request import QuantizeRequest
 from quiver_kernels.rng import random_words
 from quiver_kernels.rounding import rounding_table
+from quiver_kernels.schemes import coding as schemes
 from quiver_kernels.simba import shared_sets
 from quiver_kernels.strata import Strata
 from quiver_kernels.wire import LevelsResult
@@ -170,6 +173,8 @@ class ReferenceBackend:
         self, x: NDArray[Any], options: QuantizeOptions, weights: NDArray[Any] | None
     ) -> NDArray[Any]:
         """See `dispatch.Backend`; O(s n^2) per table."""
+        if options.is_scheme:
+            schemes.refuse_levels(options.method)
         bounds = finite_range(x)
         if options.method == SIMBA:
             raise BackendUnavailable("the levels of method simba are found by the cpu backend only")
@@ -214,6 +219,8 @@ class ReferenceBackend:
         self, x: NDArray[Any], options: QuantizeOptions, weights: NDArray[Any] | None
     ) -> QuantizedVector:
         """See `dispatch.Backend`; O(s n^2) per table."""
+        if options.is_scheme:
+            return schemes.quantize(x, options, weights)
         options = options.with_seed()
         assert options.seed is not None  # with_seed gives one
         levels = self.solve_levels(x, options, weights)
@@ -242,6 +249,12 @@ class ReferenceBackend:
             device=self.name,
         )
 
+    def quantize_many(
+        self, requests: Sequence[QuantizeRequest], naming: Naming
+    ) -> list[QuantizedVector]:
+        """See `dispatch.Backend`."""
+        return quantize_each(self, requests, naming)
+
     def expected_mse(
         self, x: NDArray[Any], levels: NDArray[Any], weights: NDArray[Any] | None
     ) -> float:
@@ -252,22 +265,31 @@ class ReferenceBackend:
         error, _ = self._error_and_norm(x, table, None, given if given.size else None)
         return error / bounds.unit / bounds.unit / x.size
 
-    def dequantize(self, q: QuantizedVector) -> NDArray[Any]:
+    def dequantize(self, q: QuantizedVector, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """See `dispatch.Backend`."""
-        return _decoded(q, WIRE_DTYPES[q.dtype]).reshape(q.shape)
+        if q.is_scheme:
+            return _in(out, schemes.decode(q))
+        return _in(out, _decoded(q, WIRE_DTYPES[q.dtype]).reshape(q.shape))
 
     def aggregate(
-        self, vectors: Sequence[QuantizedVector], weights: Sequence[float] | None
+        self,
+        vectors: Sequence[QuantizedVector],
+        weights: Sequence[float] | None,
+        out: NDArray[Any] | None = None,
     ) -> NDArray[Any]:
         """See `dispatch.Backend`."""
         shares = check_aggregate(vectors, weights)
+        if any(q.is_scheme for q in vectors):
+            dtype = mean_dtype(vectors)
+            return _in(out, schemes.mean(vectors, shares, dtype, self.dequantize))
         total = np.zeros(vectors[0].size)
         for q, share in zip(vectors, shares, strict=True):
             total += share * _decoded(q, np.dtype(np.float64))
         # Shares add up to 1 but for rounding, which must not leave the levels' range.
         low = min(float(q.levels.min()) for q in vectors)
         high = max(float(q.levels.max()) for q in vectors)
-        return np.clip(total, low, high).astype(mean_dtype(vectors)).reshape(vectors[0].shape)
+        mean = np.clip(total, low, high).astype(mean_dtype(vectors))
+        return _in(out, mean.reshape(vectors[0].shape))
 
     def add_codes(
         self,
@@ -351,6 +373,14 @@ class ReferenceBackend:
 def _steps(bounds: Range, count: int) -> NDArray[np.float64]:
     t = np.arange(count + 1) / count
     return bounds.low * (1.0 - t) + bounds.high * t
+
+
+def _in(out: NDArray[Any] | None, values: NDArray[Any]) -> NDArray[Any]:
+    """`values`, copied to `out` if that is given."""
+    if out is None:
+        return values
+    out[...] = values
+    return out
 
 
 def _decoded(q: QuantizedVector, dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -1,8 +1,8 @@
 """Which device computes a request, and what happens when a device fails.
 
 The CPU is always there and gives the same bits as any other device, so a request whose device
-fails is computed on the CPU. The failed device rests, twice as long after every further
-failure; then one request tries it again.
+fails is computed on the CPU. GPUs are lanes, each used by one request at a time. A lane that failed
+rests (`rests`); the others go on.
 """
 
 from __future__ import annotations
@@ -10,19 +10,22 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
+from quiver_kernels.costs import CPU, GPU, CostModel, Work
 from quiver_kernels.dispatch import Backend
-from quiver_kernels.errors import DeviceFailed, QuiverError
+from quiver_kernels.errors import BackendUnavailable, DeviceFailed, QuiverError
+from quiver_kernels.lanes import Lane, Lanes
 from quiver_service.logs import Logger
+from quiver_service.rests import Rests
 
 T = TypeVar("T")
 
-FALLBACK = "cpu"
-FIRST_REST_SECONDS = 1.0
-LONGEST_REST_SECONDS = 60.0
+AUTO = "auto"
+FALLBACK = CPU
+DOES_NOT_FIT = "does_not_fit"
+"""Why the CPU computes what no lane has the memory for."""
 
 
 class Backends(Protocol):
@@ -40,22 +43,17 @@ class Backends(Protocol):
         """Devices a request may name, and whether each works here."""
         ...
 
+    def open_lanes(self, memory: float) -> Sequence[Lane]:
+        """The GPUs, each limited to a share of its memory or, above 1, to bytes."""
+        ...
 
-@dataclass(frozen=True, slots=True)
-class Rest:
-    """A failed device: why, how often in a row, and until when it is left alone."""
-
-    reason: str
-    failures: int
-    until: float
-
-
-def _rest_seconds(failures: int) -> float:
-    return min(LONGEST_REST_SECONDS, FIRST_REST_SECONDS * 2.0 ** min(failures - 1, 10))
+    def cost_model(self) -> CostModel | None:
+        """What CPU and GPU cost; None where there is no GPU."""
+        ...
 
 
 class Devices:
-    """The backends of one service and the state of each device. Thread-safe.
+    """The backends of one service and the state of each lane. Thread-safe.
 
     Parameters
     ----------
@@ -67,6 +65,11 @@ class Devices:
         Seconds, monotonic.
     logger
         Told of failures and recoveries.
+    device
+        What ``auto`` means: itself, the cheaper device; or ``cpu``, which also leaves GPUs alone;
+        or ``gpu``, without which the service does not start.
+    memory
+        What a lane may hold: up to 1 a share of the GPU's memory, above that bytes.
     """
 
     def __init__(
@@ -76,15 +79,23 @@ class Devices:
         fall_back: bool = True,
         clock: Callable[[], float] = time.monotonic,
         logger: Logger | None = None,
+        device: str = AUTO,
+        memory: float = 1.0,
     ) -> None:
         self._backends = backends
         self._fall_back = fall_back
-        self._clock = clock
         self._logger = logger
+        self._device = device
+        self._memory = memory
         self._lock = threading.Lock()
-        self._resting: dict[str, Rest] = {}
+        self._opening = threading.Lock()
+        self._rests = Rests(clock)
         self._fallbacks: Counter[tuple[str, str]] = Counter()
         self._available: dict[str, bool] = {}
+        self._lanes: Lanes | None = None
+        self._model: CostModel | None = None
+        # What was chosen last, by kind of work and order of magnitude.
+        self._chosen: dict[tuple[str | None, int, int], str] = {}
 
     @property
     def available(self) -> dict[str, bool]:
@@ -97,39 +108,101 @@ class Devices:
         with self._lock:
             return dict(self._fallbacks)
 
+    @property
+    def lanes(self) -> Lanes | None:
+        """The GPUs; None before they are asked for, or without any."""
+        return self._lanes
+
     def is_up(self, device: str) -> bool:
-        """Whether `device` is here and has not failed since it last worked."""
-        return self._available.get(device, False) and device not in self._resting
+        """Whether `device` is here and works; of several GPUs, whether one does."""
+        if not self._available.get(device, False):
+            return False
+        return device != GPU or self._lanes is None or self.lanes_up() > 0
+
+    def lanes_up(self) -> int:
+        """GPUs that have not failed since they last worked."""
+        lanes = () if self._lanes is None else self._lanes.lanes
+        return sum(lane.number not in self._rests for lane in lanes)
 
     def complaints(self) -> list[str]:
         """What is wrong with devices that are here, in words."""
-        now = self._clock()
         return [
-            f"device {name} failed {rest.failures} times in a row ({rest.reason}); requests go to "
-            f"{FALLBACK}, next try in {max(0.0, rest.until - now):.0f} s"
-            for name, rest in sorted(self._resting.items())
+            f"device {self._name_of(number)} failed {rest.failures} times in a row "
+            f"({rest.reason}); requests go to {FALLBACK if self.lanes_up() == 0 else 'others'}, "
+            f"next try in {seconds:.0f} s"
+            for number, (rest, seconds) in self._rests.now().items()
         ]
 
+    def describe(self) -> dict[str, Any]:
+        """What ``auto`` means here, the lanes, and what was measured of them; for ``/info``."""
+        lanes = () if self._lanes is None else self._lanes.lanes
+        return {
+            "device": self._device,
+            "lanes": [
+                {
+                    "number": lane.number,
+                    "card": lane.card,
+                    "memory_bytes": lane.memory,
+                    "up": lane.number not in self._rests,
+                }
+                for lane in lanes
+            ],
+            "costs": None if self._model is None else self._model.describe(),
+        }
+
     def warm_up(self) -> None:
-        """Compile every kernel of every device that is here. Seconds; run it in a thread."""
-        self._available = self._backends.available()
-        for device, works in self._available.items():
-            if works:
-                self._warm_up(device)
+        """Compile every kernel of every device that is here. Seconds; run it in a thread.
+
+        Raises
+        ------
+        BackendUnavailable
+            No device can compute, or the one that was asked for is not here.
+        """
+        if self._device == CPU:
+            # GPUs are not even looked for.
+            self._available = {CPU: True, GPU: False}
+        else:
+            self._available = self._backends.available()
+        if self._available.get(CPU):
+            self._backends.pick(CPU).warm_up()
+        if self._available.get(GPU):
+            for lane in self._open().lanes:
+                self._warm_up(lane)
+            self._measure()
         # Raises if nothing can compute: a service without any device must not become ready.
-        self._backends.pick("auto")
+        self._backends.pick(self._device)
 
-    def _warm_up(self, device: str) -> None:
-        backend = self._backends.pick(device)
+    def _warm_up(self, lane: Lane) -> None:
         try:
-            backend.warm_up()
+            lane.backend.warm_up()
         except Exception as error:
-            if backend.name == FALLBACK or not self._fall_back:
+            if not self._fall_back:
                 raise
-            self._note_failure(backend.name, error)
+            self._note_failure(lane.number, error)
 
-    def compute(self, device: str, call: Callable[[Backend], T]) -> T:
+    def _measure(self) -> None:
+        if self._device != AUTO or self.lanes_up() == 0:
+            return
+        try:
+            self._model = self._backends.cost_model()
+        except Exception as error:
+            # Without figures `auto` is the CPU: nothing to fail for.
+            if not self._fall_back:
+                raise
+            if self._logger is not None:
+                self._logger.warning("device not measured", error=type(error).__name__)
+
+    def compute(self, device: str, call: Callable[[Backend], T], work: Work | None = None) -> T:
         """``call(backend)`` on the backend for `device`, or on the CPU if that one fails.
+
+        Parameters
+        ----------
+        device
+            The request's.
+        call
+            What to compute; may be called twice.
+        work
+            What it costs depends on; None: ``auto`` is the CPU, and any lane has the memory.
 
         Raises
         ------
@@ -138,65 +211,105 @@ class Devices:
         Exception
             What `call` raised on the CPU, or on purpose (`QuiverError`) elsewhere.
         """
-        backend = self._backends.pick(device)
-        if backend.name == FALLBACK:
-            return call(backend)
-        rest = self._claim(backend.name)
-        if rest is None:
-            try:
-                result = call(backend)
-            except DeviceFailed as error:
-                rest = self._note_failure(backend.name, error)
-                if not self._fall_back:
-                    raise
-            except QuiverError:
-                raise
-            except Exception as error:
-                rest = self._note_failure(backend.name, error)
-                if not self._fall_back:
-                    raise
-            else:
-                self._note_success(backend.name)
-                return result
-        with self._lock:
-            self._fallbacks[backend.name, rest.reason] += 1
-        return call(self._backends.pick(FALLBACK))
+        chosen = self._place(device, work)
+        if chosen == GPU:
+            return self._on_gpu(call, work, lambda: self._backends.pick(FALLBACK))
+        return call(self._backends.pick(chosen))
 
-    def decode(self, call: Callable[[Backend], T]) -> T:
-        """``call(backend)`` on a backend that can decode."""
+    def decode(self, call: Callable[[Backend], T], work: Work | None = None) -> T:
+        """``call(backend)`` on a backend that can decode: a GPU if that is cheaper."""
+        if work is not None and self._has_gpu() and self._place(AUTO, work) == GPU:
+            return self._on_gpu(call, work, self._backends.pick_decoder)
         return call(self._backends.pick_decoder())
 
-    def _claim(self, device: str) -> Rest | None:
-        """None if this request may use the device; else why not."""
-        with self._lock:
-            rest = self._resting.get(device)
-            if rest is None or not self._fall_back:
-                return None
-            now = self._clock()
-            if now < rest.until:
-                return rest
-            # This request tries; others keep away until it has succeeded.
-            until = now + _rest_seconds(rest.failures)
-            self._resting[device] = Rest(rest.reason, rest.failures, until)
-            return None
+    def _has_gpu(self) -> bool:
+        return self._model is not None or self._device == GPU
 
-    def _note_failure(self, device: str, error: Exception) -> Rest:
-        reason = error.code if isinstance(error, DeviceFailed) else "device_error"
+    def _place(self, device: str, work: Work | None) -> str:
+        """The device that is to compute: ``cpu``, ``gpu``, or another that backends name."""
+        if device == GPU and self._device == CPU:
+            raise BackendUnavailable("device gpu is turned off here; use cpu or auto")
+        if device != AUTO:
+            return device
+        if self._device != AUTO:
+            return self._device
+        if self._model is None or work is None:
+            return GPU if self._backends.pick(AUTO).name == GPU else AUTO
+        return self._choose(self._model, work)
+
+    def _choose(self, model: CostModel, work: Work) -> str:
+        kind = (work.operation, work.itemsize, work.values.bit_length())
+        waiting = self._open().backlog
+        chosen = model.choose(work, waiting=waiting, now=self._chosen.get(kind, CPU))
+        self._chosen[kind] = chosen
+        return chosen
+
+    def _open(self) -> Lanes:
+        with self._opening:
+            if self._lanes is None:
+                self._lanes = Lanes(self._backends.open_lanes(self._memory))
+            return self._lanes
+
+    def _on_gpu(
+        self, call: Callable[[Backend], T], work: Work | None, fallback: Callable[[], Backend]
+    ) -> T:
+        lanes = self._open()
+        needed = 0 if work is None or work.operation is None else work.device_bytes
+        fit = [lane.number for lane in lanes.lanes if lane.memory is None or needed <= lane.memory]
+        if not fit and not self._fall_back:
+            raise DeviceFailed(
+                f"device gpu has not the memory: {needed} bytes are needed",
+                code="device_out_of_memory",
+            )
+        reason = DOES_NOT_FIT
+        if fit:
+            seconds = None if self._model is None or work is None else self._model.cost(GPU, work)
+            # The lane is given back before the CPU takes over.
+            with lanes.taken(lambda: self._usable(fit), seconds or 0.0) as lane:
+                done, result, reason = self._try(lane, call, fit)
+            if done:
+                return result  # type: ignore[return-value]
         with self._lock:
-            before = self._resting.get(device)
-            failures = 1 if before is None else before.failures + 1
-            rest = Rest(reason, failures, self._clock() + _rest_seconds(failures))
-            self._resting[device] = rest
+            self._fallbacks[GPU, reason] += 1
+        return call(fallback())
+
+    def _usable(self, fit: Sequence[int]) -> Sequence[int]:
+        return self._rests.usable(fit) if self._fall_back else fit
+
+    def _try(
+        self, lane: Lane | None, call: Callable[[Backend], T], fit: Sequence[int]
+    ) -> tuple[bool, T | None, str]:
+        """Whether the lane did it, what it gave, and else why not."""
+        if lane is None:
+            return False, None, self._rests.reason(fit) or "device_error"
+        rest = self._rests.claim(lane.number) if self._fall_back else None
+        if rest is not None:
+            return False, None, rest.reason
+        try:
+            result = call(lane.backend)
+        except Exception as error:
+            if isinstance(error, QuiverError) and not isinstance(error, DeviceFailed):
+                raise
+            reason = self._note_failure(lane.number, error)
+            if not self._fall_back:
+                raise
+            return False, None, reason
+        if self._rests.worked(lane.number) and self._logger is not None:
+            self._logger.warning("device works again", device=self._name_of(lane.number))
+        return True, result, ""
+
+    def _note_failure(self, number: int, error: Exception) -> str:
+        reason = error.code if isinstance(error, DeviceFailed) else "device_error"
+        self._rests.failed(number, reason)
         if self._logger is not None:
             self._logger.error(
-                "device failed", device=device, reason=reason, error=type(error).__name__
+                "device failed",
+                device=self._name_of(number),
+                reason=reason,
+                error=type(error).__name__,
             )
-        return rest
+        return reason
 
-    def _note_success(self, device: str) -> None:
-        if device not in self._resting:
-            return
-        with self._lock:
-            self._resting.pop(device, None)
-        if self._logger is not None:
-            self._logger.warning("device works again", device=device)
+    def _name_of(self, number: int) -> str:
+        alone = self._lanes is None or len(self._lanes.lanes) == 1
+        return GPU if alone else f"{GPU}:{number}"

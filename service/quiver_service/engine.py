@@ -7,17 +7,20 @@ import contextlib
 import functools
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 from numpy.typing import NDArray
 
 from quiver_kernels import dispatch
 from quiver_kernels.batch import label_of, naming_errors
+from quiver_kernels.costs import CPU, GPU
 from quiver_kernels.options import QuantizeOptions
-from quiver_kernels.planning import BitPlan, choose
+from quiver_kernels.planning import BitPlan, choose, measured
 from quiver_kernels.planwire import PlanRequest
 from quiver_kernels.quantized import QuantizedVector
 from quiver_kernels.sketch_levels import levels_of_sketches
+from quiver_kernels.statistics_levels import levels_of_statistics
 from quiver_kernels.stopping import checkpoint
 from quiver_kernels.tree import QuantizedTree
 from quiver_kernels.tree_mean import aggregate_trees
@@ -30,6 +33,7 @@ from quiver_kernels.wire import (
     QuantizedBatch,
     QuantizeRequest,
     SketchLevelsRequest,
+    StatisticsRequest,
 )
 from quiver_service import footprint
 from quiver_service.budget import Lease
@@ -39,6 +43,7 @@ from quiver_service.effort import SIZES, Sizes
 from quiver_service.errors import ClientGone, ServiceError
 from quiver_service.footprint import Footprint
 from quiver_service.pool import WorkerPool
+from quiver_service.work import of_batch, of_decode, of_mean, of_vector
 
 T = TypeVar("T")
 
@@ -165,11 +170,15 @@ class Engine:
         return self.devices.compute(
             options.device,
             lambda backend: backend.quantize(request.vector, options, request.weights),
+            of_vector(request.vector, options, request.weights),
         )
 
     def quantize_many(self, request: BatchRequest) -> QuantizedBatch:
-        """Quantize vectors one after the other; errors as for `quantize`, and name the vector."""
+        """Quantize vectors, on a GPU all at once; errors as for `quantize`, and name the vector."""
         self._check_output(footprint.of_batch(request), None)
+        wanted = {item.request.options.device for item in request.items}
+        if len(wanted) == 1 and wanted != {CPU} and self.devices.is_up(GPU):
+            return QuantizedBatch(self._quantize_together(wanted.pop(), request), request.names)
         vectors = []
         for item in request.items:
             checkpoint()
@@ -177,10 +186,25 @@ class Engine:
                 vectors.append(self.quantize(item.request))
         return QuantizedBatch(tuple(vectors), request.names)
 
+    def _quantize_together(self, device: str, batch: BatchRequest) -> tuple[QuantizedVector, ...]:
+        # Drawn before the first try: a second one gives the same bits.
+        requests = [
+            replace(item.request, options=item.request.options.with_seed()) for item in batch.items
+        ]
+
+        def naming(number: int) -> contextlib.AbstractContextManager[None]:
+            return batch.items[number].naming_errors()
+
+        return self.devices.compute(
+            device,
+            lambda backend: tuple(backend.quantize_many(requests, naming)),
+            of_batch(requests),
+        )
+
     def dequantize(self, q: QuantizedVector) -> NDArray[Any]:
         """Decode a quantized vector; errors as for `quantize`."""
         self._check_output(footprint.of_dequantize(q), q.block_size)
-        return self.devices.decode(lambda backend: backend.dequantize(q))
+        return self.devices.decode(lambda backend: backend.dequantize(q), of_decode(q))
 
     def levels(self, request: LevelsRequest) -> LevelsResult:
         """Level tables of a vector; errors as for `quantize`."""
@@ -188,12 +212,18 @@ class Engine:
         return self.devices.compute(
             request.options.device,
             lambda backend: backend.levels(request.vector, request.options, request.weights),
+            of_vector(request.vector, request.options, request.weights),
         )
 
     def levels_of_sketches(self, request: SketchLevelsRequest) -> LevelsResult:
         """One table for the vectors of many sketches; errors as for `quantize`."""
         self._check_output(footprint.of_sketch_levels(request), None)
         return levels_of_sketches(request.sketches, request.num_levels, request.granularity)
+
+    def levels_of_statistics(self, request: StatisticsRequest) -> LevelsResult:
+        """One table from statistics of blocks; on the CPU."""
+        self._check_output(footprint.of_statistics(request), None)
+        return levels_of_statistics(request)
 
     def plan(self, request: PlanRequest) -> BitPlan:
         """Bits and methods of many vectors within a budget; errors as for `quantize`."""
@@ -202,14 +232,16 @@ class Engine:
         for name, x in request.vectors.items():
             with naming_errors(label_of(name), wrapped=False):
                 curves[name] = request.ways.curve(
-                    x, [self._levels_of(x, options) for options in request.ways.options]
+                    x, [self._measured(x, options) for options in request.ways.options]
                 )
         return choose(curves, request.budget)
 
-    def _levels_of(self, x: NDArray[Any], options: QuantizeOptions) -> LevelsResult:
+    def _measured(
+        self, x: NDArray[Any], options: QuantizeOptions
+    ) -> LevelsResult | QuantizedVector:
         checkpoint()
         return self.devices.compute(
-            options.device, lambda backend: backend.levels(x, options, None)
+            options.device, lambda backend: measured(backend, x, options), of_vector(x, options)
         )
 
     def aggregate(self, request: AggregateRequest) -> NDArray[Any] | QuantizedVector:
@@ -217,14 +249,13 @@ class Engine:
         block_size = None if request.quantize is None else request.quantize.block_size
         self._check_output(footprint.of_aggregate(request), block_size)
         mean = self.devices.decode(
-            lambda backend: backend.aggregate(request.vectors, request.weights)
+            lambda backend: backend.aggregate(request.vectors, request.weights),
+            of_mean(request.vectors),
         )
         if request.quantize is None:
             return mean
         options = request.quantize.with_seed()
-        return self.devices.compute(
-            options.device, lambda backend: backend.quantize(mean, options, None)
-        )
+        return self._encode(mean, options)
 
     def aggregate_trees(self, request: TreesRequest) -> QuantizedTree:
         """Weighted mean of trees, quantized again if the request asks for it."""
@@ -237,7 +268,9 @@ class Engine:
 
     def _encode(self, values: NDArray[Any], options: QuantizeOptions) -> QuantizedVector:
         return self.devices.compute(
-            options.device, lambda backend: backend.quantize(values, options, None)
+            options.device,
+            lambda backend: backend.quantize(values, options, None),
+            of_vector(values, options),
         )
 
     def _check_output(self, needed: Footprint, block_size: int | None) -> None:

@@ -158,6 +158,15 @@ class _Counts(Collector):
         for device in devices.available:
             up.add_metric((device,), float(devices.is_up(device)))
         yield up
+        lanes = devices.lanes
+        cards = GaugeMetricFamily("quiver_device_lanes", "GPUs", labels=("device", "state"))
+        total = 0 if lanes is None else len(lanes.lanes)
+        working = devices.lanes_up()
+        cards.add_metric(("gpu", "up"), working)
+        cards.add_metric(("gpu", "resting"), total - working)
+        yield cards
+        waiting = 0 if lanes is None else lanes.waiting
+        yield GaugeMetricFamily("quiver_device_waiting", "Requests that wait for a GPU", waiting)
 
 
 def _installed(distribution: str) -> str:

@@ -14,6 +14,7 @@ from quiver_service.auth import KeyRing
 from quiver_service.body import UploadLimits
 from quiver_service.budget import ByteBudget
 from quiver_service.devices import Devices
+from quiver_service.effort import NONE_TINY, SIZES
 from quiver_service.engine import Engine
 from quiver_service.lifecycle import Lifecycle
 from quiver_service.logs import LineQuota, Logger, make_logger
@@ -48,7 +49,12 @@ class Services:
         logger = make_logger(settings.log_level, cast("TextIO", lines))
         if engine is None:
             pool = WorkerPool(settings.threads, settings.queue_size, logger)
-            engine = Engine(pool, settings.max_output_bytes, Devices(dispatch, logger=logger))
+            devices = Devices(
+                dispatch, logger=logger, device=settings.device, memory=settings.gpu_memory
+            )
+            # A request on a GPU may wait for a lane: none of them on the event loop.
+            sizes = NONE_TINY if settings.device == "gpu" else SIZES
+            engine = Engine(pool, settings.max_output_bytes, devices, sizes)
         budget = ByteBudget(settings.budget_bytes)
         lifecycle = Lifecycle()
         metrics = Metrics(budget, engine, lifecycle)

@@ -59,6 +59,18 @@ class Settings(BaseSettings):
         le=1024,
         description="Kernel threads: requests computed at the same time.",
     )
+    device: Literal["auto", "cpu", "gpu"] = Field(
+        "auto",
+        description="What a request's auto means: the cheaper device, as measured at the start; or "
+        "always this one. cpu also leaves GPUs alone; gpu does not start without one.",
+    )
+    gpu_memory: float = Field(
+        0.8,
+        gt=0,
+        le=2**50,
+        description="What computations may hold on each GPU: up to 1 a share of its memory, above "
+        "that bytes, at least 64 MiB. What does not fit goes to the CPU.",
+    )
     queue_size: int = Field(
         64, ge=0, le=100_000, description="Requests that may wait for a kernel thread; more: 503."
     )
@@ -192,6 +204,13 @@ class Settings(BaseSettings):
     def _empty_is_none(cls, value: Any) -> Any:
         # So that the image's own can be taken away.
         return None if value == "" else value
+
+    @field_validator("gpu_memory")
+    @classmethod
+    def _share_or_bytes(cls, value: float) -> float:
+        if 1 < value < 64 * MIB:
+            raise ValueError(f"must be a share of at most 1, or at least {64 * MIB} bytes")
+        return value
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

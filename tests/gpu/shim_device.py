@@ -7,8 +7,9 @@ import ctypes
 import fcntl
 import hashlib
 import subprocess
+import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from quiver_kernels.errors import DeviceFailed
 from quiver_kernels.gpu import sources
-from quiver_kernels.gpu.device import Argument, Buffer, Launch
+from quiver_kernels.gpu.device import Argument, Buffer, Download, Launch
 
 SHIM = Path(__file__).parent / "shim" / "cuda_shim.h"
 CODES = {1: "bad launch", 2: "barrier", 3: "memory"}
@@ -99,6 +100,16 @@ class ShimBuffer:
         weakref.finalize(self, library.shim_free, region)
 
 
+class ShimPart:
+    """Some of the memory of a buffer, or of somebody else; it keeps the owner."""
+
+    def __init__(self, library: ctypes.CDLL, address: int, nbytes: int, owner: object) -> None:
+        self.nbytes = nbytes
+        self.library = library
+        self.address = address
+        self.owner = owner
+
+
 class ShimDevice:
     """Kernels run as they are launched, in an order of threads drawn from `seed`.
 
@@ -111,14 +122,25 @@ class ShimDevice:
     before
         Called with the name of what is about to be done: ``allocate``, ``upload``, ``download``
         or the kernel's. What it raises is what the device raises.
+    part_bytes
+        Of the parts of an upload.
     """
 
     name = "shim"
+    number = 0
+    stream = 0x51
     processors = 2
+    memory = 1 << 40
 
     def __init__(
-        self, library: Path, seed: int = 0, before: Callable[[str], None] | None = None
+        self,
+        library: Path,
+        seed: int = 0,
+        before: Callable[[str], None] | None = None,
+        part_bytes: int = 1 << 14,
     ) -> None:
+        self.part_bytes = part_bytes
+        self.waited_for: list[int] = []
         self._library = ctypes.CDLL(str(library))
         self._library.shim_allocate.restype = ctypes.c_void_p
         self._library.shim_allocate.argtypes = [ctypes.c_uint64]
@@ -128,6 +150,43 @@ class ShimDevice:
         self._library.shim_message.restype = ctypes.c_char_p
         self._seed = seed
         self._before = before or (lambda _: None)
+        self._buffers: weakref.WeakSet[ShimBuffer] = weakref.WeakSet()
+        self._limit = self.memory
+        self._held = 0
+
+    def limit_memory(self, nbytes: int) -> None:
+        """See `Device`."""
+        self._limit = nbytes
+
+    def _new(self, nbytes: int) -> ShimBuffer:
+        if self._held + nbytes > self._limit:
+            raise DeviceFailed(f"{nbytes} bytes", code="device_out_of_memory")
+        buffer = ShimBuffer(self._library, nbytes)
+        self._held += nbytes
+        self._buffers.add(buffer)
+        weakref.finalize(buffer, self._give_back, nbytes)
+        return buffer
+
+    def _give_back(self, nbytes: int) -> None:
+        self._held -= nbytes
+
+    def copy(self, source: Buffer, target: Buffer) -> None:
+        """See `Device`."""
+        self._before("copy")
+        assert isinstance(source, ShimBuffer | ShimPart)
+        assert isinstance(target, ShimBuffer | ShimPart)
+        assert source.nbytes == target.nbytes
+        ctypes.memmove(target.address, source.address, source.nbytes)
+
+    def pinned(self, nbytes: int) -> NDArray[np.uint8]:
+        """See `Device`; like any other memory."""
+        return np.zeros(nbytes, np.uint8)
+
+    def seconds_of(self, call: Callable[[], object]) -> float:
+        """See `Device`; everything is done when it returns."""
+        begun = time.perf_counter()
+        call()
+        return time.perf_counter() - begun
 
     @contextlib.contextmanager
     def without_barrier(self, line: int) -> Iterator[None]:
@@ -141,23 +200,73 @@ class ShimDevice:
     def allocate(self, nbytes: int) -> Buffer:
         """See `Device`; full of poison."""
         self._before("allocate")
-        return ShimBuffer(self._library, nbytes)
+        return self._new(nbytes)
 
-    def upload(self, host: NDArray[Any]) -> Buffer:
+    def upload(
+        self, host: NDArray[Any], each: Callable[[Buffer, int], None] | None = None
+    ) -> Buffer:
         """See `Device`."""
         self._before("upload")
         assert host.flags.c_contiguous
-        buffer = ShimBuffer(self._library, host.nbytes)
-        ctypes.memmove(buffer.address, host.ctypes.data, host.nbytes)
+        buffer = self._new(host.nbytes)
+        for start in range(0, host.nbytes, self.part_bytes):
+            size = min(self.part_bytes, host.nbytes - start)
+            ctypes.memmove(buffer.address + start, host.ctypes.data + start, size)
+            if each is not None:
+                each(self.part(buffer, start, size), start)
         return buffer
+
+    def fill(self, buffer: Buffer, host: NDArray[Any]) -> None:
+        """See `Device`."""
+        self._before("upload")
+        assert isinstance(buffer, ShimBuffer | ShimPart)
+        assert host.flags.c_contiguous
+        assert host.nbytes <= buffer.nbytes
+        ctypes.memmove(buffer.address, host.ctypes.data, host.nbytes)
+
+    def part(self, buffer: Buffer, start: int, nbytes: int) -> Buffer:
+        """See `Device`."""
+        assert isinstance(buffer, ShimBuffer | ShimPart)
+        assert 0 <= start <= start + nbytes <= buffer.nbytes
+        return ShimPart(self._library, buffer.address + start, nbytes, buffer)
 
     def download(self, buffer: Buffer, out: NDArray[Any]) -> None:
         """See `Device`."""
         self._before("download")
-        assert isinstance(buffer, ShimBuffer)
+        assert isinstance(buffer, ShimBuffer | ShimPart)
         assert out.flags.c_contiguous
         assert out.nbytes <= buffer.nbytes
         ctypes.memmove(out.ctypes.data, buffer.address, out.nbytes)
+
+    def download_all(self, wanted: Sequence[Download]) -> None:
+        """See `Device`."""
+        for one in wanted:
+            self.download(one.buffer, one.out)
+
+    def mark(self) -> object:
+        """See `Device`; everything before is done."""
+        return object()
+
+    def borrow(self, address: int, nbytes: int, owner: object) -> Buffer:
+        """See `Device`."""
+        return ShimPart(self._library, address, nbytes, owner)
+
+    def address(self, buffer: Buffer) -> int:
+        """See `Device`."""
+        assert isinstance(buffer, ShimBuffer | ShimPart)
+        return buffer.address
+
+    def holds(self, address: int) -> bool:
+        """Whether memory of this device lies there."""
+        return any(0 <= address - one.address < max(1, one.nbytes) for one in self._buffers)
+
+    def after(self, stream: int) -> None:
+        """See `Device`; everything is done. Kept for tests."""
+        self.waited_for.append(stream)
+
+    def finish(self) -> None:
+        """See `Device`."""
+        self._before("finish")
 
     def launch(self, launch: Launch) -> None:
         """See `Device`; done when it returns."""
@@ -174,11 +283,19 @@ class ShimDevice:
             text = self._library.shim_message().decode()
             raise ShimFault(f"{launch.kernel}: {CODES[code]}: {text}")
 
+    def sort(self, buffer: Buffer, dtype: np.dtype[Any]) -> None:
+        """See `Device`; by NumPy."""
+        self._before("sort")
+        assert isinstance(buffer, ShimBuffer | ShimPart)
+        assert dtype.kind == "u"
+        memory = (ctypes.c_uint8 * buffer.nbytes).from_address(buffer.address)
+        np.frombuffer(memory, dtype).sort()
+
     def _argument(self, one: Argument) -> NDArray[Any]:
         """The bytes that a kernel gets for an argument."""
         if one is None:
             return np.zeros(1, np.uint64)
-        if isinstance(one, ShimBuffer):
+        if isinstance(one, ShimBuffer | ShimPart):
             assert one.library is self._library, "memory of another device"
             return np.array([one.address], np.uint64)
         # A host array, or a Python number, is a mistake that a GPU would not forgive.

@@ -19,6 +19,7 @@ from quiver_kernels.errors import BackendUnavailable, DeviceFailed
 from quiver_kernels.gpu import sources
 from quiver_kernels.gpu.backend import GpuBackend
 from quiver_kernels.gpu.cupy_device import open_device
+from quiver_kernels.lanes import Lane
 from quiver_kernels.options import QuantizeOptions
 from quiver_kernels.quantized import QuantizedVector
 from quiver_service.devices import Devices
@@ -62,6 +63,12 @@ class Both:
 
     def available(self) -> dict[str, bool]:
         return {"cpu": True, "gpu": True}
+
+    def open_lanes(self, memory: float) -> list[Lane]:
+        return [Lane(0, self.gpu)]
+
+    def cost_model(self) -> None:
+        return None
 
 
 def test_a_failure_at_any_call_gives_the_cpus_bits(library: Path, cpu: Backend):
@@ -110,7 +117,7 @@ def test_memory_is_given_back_after_a_failure(library: Path):
     assert count() == before
 
 
-@pytest.mark.parametrize("wrong", ["codes", "values"])
+@pytest.mark.parametrize("wrong", ["codes", "values", "many", "mean"])
 def test_a_device_with_other_bits_is_refused(gpu: GpuBackend, wrong: str):
     gpu.verify()
 
@@ -126,6 +133,18 @@ def test_a_device_with_other_bits_is_refused(gpu: GpuBackend, wrong: str):
             if wrong == "values":
                 values[-1] = values[0]
             return values
+
+        def quantize_many(self, *arguments: Any) -> list[QuantizedVector]:
+            found = super().quantize_many(*arguments)
+            if wrong == "many":
+                found[-1].levels[-1] *= 2
+            return found
+
+        def aggregate(self, *arguments: Any) -> Any:
+            mean = super().aggregate(*arguments)
+            if wrong == "mean":
+                mean[-1] = mean[0]
+            return mean
 
     with pytest.raises(BackendUnavailable, match="computes other bits than the CPU"):
         Wrong(gpu._device).verify()

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tests.gpu.test_identity import sample
 from tests.support.strategies import DTYPES
 
+from quiver_kernels.checks import check_aggregate
+from quiver_kernels.cpu import coding
 from quiver_kernels.dispatch import Backend
 from quiver_kernels.errors import InvalidInput
+from quiver_kernels.gpu import means
 from quiver_kernels.gpu.backend import GpuBackend
+from quiver_kernels.gpu.device import Device, Launch
 from quiver_kernels.options import QuantizeOptions
+from quiver_kernels.packing import packed_size
 from quiver_kernels.quantized import QuantizedVector
 
 
@@ -58,3 +65,38 @@ def test_codes_beyond_a_table_are_refused(gpu: GpuBackend, cpu: Backend):
             backend.aggregate(vectors, None)
     with pytest.raises(InvalidInput, match="at least one"):
         gpu.aggregate([], None)
+
+
+@pytest.mark.parametrize("at_once", [1, 400, 1 << 20])
+def test_means_in_several_launches(
+    device: Device, gpu: GpuBackend, cpu: Backend, monkeypatch: pytest.MonkeyPatch, at_once: int
+):
+    """However many are brought over at once, the bits are the same."""
+    vectors = [vector(cpu, "float32", seed, bits=1 + seed % 8) for seed in range(9)]
+    shares = check_aggregate(vectors, range(1, 10))
+    launched: list[int] = []
+    launch = device.launch
+
+    def counting(one: Launch) -> None:
+        launched.append(one.grid)
+        launch(one)
+
+    monkeypatch.setattr(device, "launch", counting)
+    total = means.total(device, vectors, shares, at_once)
+
+    mean = coding.within_levels(total, vectors)
+    assert mean.tobytes() == cpu.aggregate(vectors, range(1, 10)).tobytes()
+    assert len(launched) == {1: 9, 1 << 20: 1}.get(at_once, len(launched))
+    assert 1 <= len(launched) <= 9
+    vectors[7].codes[3] = 0xFF
+    vectors[7] = replace(vectors[7], num_levels=5, bits=3, levels=vectors[7].levels[:5])
+    size = packed_size(vectors[7].size, 3)
+    vectors[7] = replace(vectors[7], codes=np.resize(vectors[7].codes, size))
+    with pytest.raises(InvalidInput, match="below num_levels=5; got 7"):
+        means.total(device, vectors, shares, at_once)
+
+
+def test_another_order_of_terms_would_be_seen(cpu: Backend):
+    vectors = [vector(cpu, "float64", seed, bits=4) for seed in range(9)]
+
+    assert cpu.aggregate(vectors, None).tobytes() != cpu.aggregate(vectors[::-1], None).tobytes()

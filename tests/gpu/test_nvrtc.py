@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from quiver_kernels.errors import BackendUnavailable
-from quiver_kernels.gpu import sources
+from quiver_kernels.gpu import ahead, sources
 from quiver_kernels.gpu.compiling import (
     CompilationFailed,
     Compiled,
@@ -137,6 +137,36 @@ def test_machine_code_is_kept(nvrtc: Nvrtc, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(sources, "FLAGS", (*sources.FLAGS, "--other"))
     with pytest.raises(TypeError):
         compiled_file(nvrtc, "widen", 90, tmp_path / "new")
+
+
+def test_code_that_was_made_ahead_is_taken(
+    nvrtc: Nvrtc,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setattr(sources, "KERNELS", {"widen": sources.KERNELS["widen"]})
+    folder = tmp_path / "ahead"
+
+    # The compiler knows no 7.4.
+    assert ahead.main(["--folder", str(folder), "74", "80", "90"]) == 0
+
+    assert capsys.readouterr().out == f"2 files in {folder}\n"
+    files = sorted(folder.iterdir())
+    assert [path.stat().st_mode & 0o777 for path in files] == [0o644] * 2
+    monkeypatch.setattr(Nvrtc, "compile", None)
+    found = [compiled_file(nvrtc, "widen", one, tmp_path / "no", folder) for one in (80, 90)]
+    assert sorted(found) == files
+    assert not (tmp_path / "no").exists()
+    # Of other sources it is not.
+    monkeypatch.setattr(sources, "FLAGS", (*sources.FLAGS, "--other"))
+    with pytest.raises(TypeError):
+        compiled_file(nvrtc, "widen", 90, tmp_path / "no", folder)
+
+
+def test_without_an_architecture_nothing_is_made_ahead(nvrtc: Nvrtc, tmp_path: Path):
+    assert ahead.main(["--folder", str(tmp_path), "74"]) == 1
+    assert set(ahead.ARCHITECTURES) <= set(nvrtc.architectures)
 
 
 def test_which_architecture_suits_a_device():

@@ -147,3 +147,16 @@ def test_the_oracle_itself():
     assert brute.squared_norm([3.0, 4.0]) == 25
     with pytest.raises(ValueError, match="bracket"):
         brute.objective([2.0], [0.0, 1.0])
+
+
+@pytest.mark.parametrize("size", [256, 257, 300, 5000])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_expected_errors_of_tables_longer_than_any_code(size: int, weighted: bool):
+    rng = np.random.default_rng(size)
+    x = rng.standard_normal(200_000)
+    levels = np.sort(np.append(rng.uniform(-5, 5, size - 2), [-6.0, 6.0]))
+    weights = rng.uniform(0, 2, x.size) if weighted else None
+    k = np.searchsorted(levels, x, side="right") - 1
+    each = (levels[k + 1] - x) * (x - levels[k])
+    expected = np.mean(each if weights is None else weights * each)
+    assert qk.expected_mse(x, levels, weights) == pytest.approx(expected, rel=1e-12)

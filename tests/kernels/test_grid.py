@@ -14,6 +14,9 @@ from tests.support.hostile import EXTREME, KINDS, weights_of
 
 import quiver_kernels as qk
 from quiver_kernels import options as choices
+from quiver_kernels.checks import finite_range
+from quiver_kernels.cpu import exact
+from quiver_kernels.cpu.approx import add_to_grid, grid_points
 from quiver_kernels.dispatch import Backend
 from quiver_kernels.options import APPROX_FROM, QuantizeOptions
 from quiver_kernels.partition import Partition, layout_of
@@ -195,3 +198,52 @@ def test_what_weighs_nothing_is_no_candidate():
     ends = outermost_of_cells(x, np.array([0.0, 1, 1, 0, 0, 0]), 8, layout)
     assert ends.tolist() == [8.0, 8.04, 9.03]
     assert outermost_of_cells(x, np.ones(6), 8, layout).tolist() == [8.0, 8.06, 9.0, 9.03]
+
+
+# -- weights of the uniform grid ---------------------------------------------------------------
+
+
+def shares_of(x: NDArray[np.float64], rounded: bool = True) -> NDArray[np.float64]:
+    """Weights of 65 points from the values, added one by one as they come."""
+    bounds = finite_range(x)
+    grid = np.zeros(65)
+    if rounded:
+        add_to_grid(x, np.empty(0), bounds.low, bounds.high, bounds.unit, grid)
+        return grid
+    for place in (x - bounds.low) * (64 / (bounds.high - bounds.low)):
+        c = min(int(place), 63)
+        grid[c] += 1.0 - (place - c)
+        grid[c + 1] += place - c
+    return grid
+
+
+def test_weights_of_a_uniform_grid_do_not_depend_on_the_order():
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=5000)
+    shuffled = rng.permutation(x)
+    found = shares_of(x)
+
+    assert found.tobytes() == shares_of(shuffled).tobytes()
+    assert found.sum() == x.size
+    assert np.array_equal(found * 2.0**20, np.rint(found * 2.0**20))
+    # Without rounding they do depend on it, a little.
+    plain = shares_of(x, rounded=False)
+    assert plain.tobytes() != shares_of(shuffled, rounded=False).tobytes()
+    np.testing.assert_allclose(found, plain, rtol=0, atol=x.size * 2.0**-21)
+
+
+@pytest.mark.parametrize("kind", ["normal", "lognormal 5", "offset 1e6"])
+@pytest.mark.parametrize("bins", [100, 4000])
+def test_rounded_shares_cost_nothing(kind: str, bins: int):
+    x = drawn(kind)
+    bounds = finite_range(x)
+    grid = np.zeros(bins + 1)
+    c = np.minimum((place := (x - x.min()) * (bins / np.ptp(x))).astype(int), bins - 1)
+    np.add.at(grid, c, 1.0 - (place - c))
+    np.add.at(grid, c + 1, place - c)
+    points = np.arange(bins + 1, dtype=np.float64)
+    chosen = exact.solve_row(points, grid, 2.0**-13, 16, accelerated=False).astype(int)
+    plain = qk.expected_mse(x, grid_points(bounds, bins + 1)[chosen])
+
+    levels = qk.optimal_levels(x, 16, "approx", bins=bins, grid="uniform")
+    assert qk.expected_mse(x, levels) == pytest.approx(plain, rel=1e-6)

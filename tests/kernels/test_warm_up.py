@@ -18,7 +18,7 @@ def compiled():
     return {
         f"{module}.{name}": len(value.signatures)
         for module, content in list(sys.modules.items())
-        if module.startswith("quiver_kernels.cpu.")
+        if module.startswith(("quiver_kernels.cpu.", "quiver_kernels.schemes."))
         for name, value in vars(content).items()
         if hasattr(value, "signatures")
     }
@@ -66,7 +66,34 @@ for dtype in (np.float32, np.float64):
             request = wire.sketch_levels_request([message], num_levels, granularity)
             levels_of_sketches(request.sketches, num_levels, granularity)
             backend.quantize(np.ones(3, dtype), QuantizeOptions.create(levels=[0, 2], seed=1), None)
-late = {name: (before[name], count) for name, count in compiled().items() if count > before[name]}
+from quiver_kernels.schemes import registry
+for method in set(registry.names()) - set(METHODS):
+    scheme = registry.find(method)
+    choices = [{}]
+    for one in scheme.parameters:
+        texts = one.choices or ((False, True) if isinstance(one.default, bool) else ())
+        choices += [{one.name: value} for value in texts]
+    counts = {scheme.level_counts[0], scheme.default_levels, scheme.level_counts[-1]}
+    for num_levels, chosen in ((count, given) for count in counts for given in choices):
+        for dtype in WIRE_DTYPES.values():
+            for size, block_size in ((1, None), (100, 7), (5000, 64), (5000, None)):
+                options = QuantizeOptions.create(
+                    num_levels=num_levels,
+                    method=method,
+                    seed=5,
+                    block_size=block_size,
+                    parameters=chosen,
+                )
+                try:
+                    q = backend.quantize(rng.normal(size=size).astype(dtype), options, None)
+                except ValueError as error:
+                    # A scheme may refuse blocks of some sizes.
+                    if getattr(error, "field", None) != "block_size":
+                        raise
+                    continue
+                backend.dequantize(q)
+late = {name: (before.get(name, 0), count) for name, count in compiled().items()}
+late = {name: pair for name, pair in late.items() if pair[1] > pair[0]}
 print(late)
 """
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +69,14 @@ def test_each_variant_has_its_lock(variant: str):
 
 def test_only_the_gpu_lock_brings_cuda():
     cuda = re.compile(r"^(cupy-cuda12x|nvidia-cuda-nvrtc-cu12)==", re.MULTILINE)
+    gpu = (ROOT / "requirements/service-gpu.txt").read_text()
 
-    assert len(cuda.findall((ROOT / "requirements/service-gpu.txt").read_text())) == 2
+    assert len(cuda.findall(gpu)) == 2
+    # The compiler and the headers, and not the toolkit: its libraries are gigabytes.
+    assert set(re.findall(r"^(nvidia-[a-z0-9-]+)==", gpu, re.MULTILINE)) == {
+        "nvidia-cuda-nvrtc-cu12",
+        "nvidia-cuda-runtime-cu12",
+    }
     assert not cuda.search((ROOT / "requirements/service-cpu.txt").read_text())
 
 
@@ -150,6 +158,37 @@ def test_only_what_listens_on_loopback_goes_without_a_key(compose: dict[str, Any
     assert all(port.startswith("127.0.0.1:") for port in service["ports"])
     assert "QUIVER_HOST=0.0.0.0" in image
     assert "QUIVER_ALLOW_INSECURE" not in image
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("profile", ["cpu", "gpu"])
+def test_compose_itself_reads_the_file(profile: str):
+    """Compose of either generation; it needs no engine for this."""
+    command = ["docker", "compose"] if _runs("docker", "compose") else ["docker-compose"]
+    shown = subprocess.run(
+        [*command, "--profile", profile, "config"],
+        cwd=ROOT,
+        env={**os.environ, "QUIVER_DEVICE": "gpu", "QUIVER_GPU_MEMORY": "0.5"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert shown.returncode == 0, shown.stderr
+    service = yaml.safe_load(shown.stdout)["services"][
+        "quiver" if profile == "cpu" else SERVICES[1]
+    ]
+    assert service["environment"]["QUIVER_DEVICE"] == "gpu"
+    assert str(service["environment"]["QUIVER_GPU_MEMORY"]) == "0.5"
+
+
+def _runs(*command: str) -> bool:
+    try:
+        return (
+            subprocess.run([*command, "version"], capture_output=True, timeout=30).returncode == 0
+        )
+    except OSError:
+        return False
 
 
 def test_a_stop_leaves_time_to_finish(compose: dict[str, Any]):

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from quiver_kernels.dispatch import Backend
 from quiver_kernels.dtypes import from_wire, levels_dtype, wire_name
 from quiver_kernels.errors import BackendUnavailable, InvalidInput
+from quiver_kernels.lanes import Lane
 from quiver_kernels.options import QuantizeOptions
 from quiver_kernels.packing import pack_codes, packed_size
 from quiver_kernels.quantized import QuantizedVector
@@ -159,6 +160,12 @@ class FakeBackends:
 
     def available(self) -> dict[str, bool]:
         return {"cpu": True, "gpu": False}
+
+    def open_lanes(self, memory: float) -> list[Lane]:
+        raise BackendUnavailable("device gpu is not available here; use cpu or auto")
+
+    def cost_model(self) -> None:
+        return None
 
 
 def fake_engine(

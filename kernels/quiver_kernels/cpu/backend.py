@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quiver_kernels.batch import Naming, quantize_each
 from quiver_kernels.checks import (
     Range,
     check_aggregate,
@@ -26,6 +27,9 @@ from quiver_kernels.cpu.compile import Floats
 from quiver_kernels.dtypes import WIRE_DTYPES, wire_name
 from quiver_kernels.options import GRIDS, METHODS, SIMBA, QuantizeOptions
 from quiver_kernels.quantized import QuantizedVector
+from quiver_kernels.request import QuantizeRequest
+from quiver_kernels.schemes import coding as schemes
+from quiver_kernels.schemes import registry
 from quiver_kernels.simba import refuse_unsupported
 from quiver_kernels.wire import LevelsResult
 
@@ -78,6 +82,8 @@ class CpuBackend:
         self, x: NDArray[Any], options: QuantizeOptions, weights: NDArray[Any] | None
     ) -> QuantizedVector:
         """See `dispatch.Backend`."""
+        if options.is_scheme:
+            return schemes.quantize(x, options, weights)
         options = options.with_seed()
         assert options.seed is not None  # with_seed gives one
         begun = time.perf_counter()
@@ -105,6 +111,12 @@ class CpuBackend:
             level_sets=options.level_sets if options.method == SIMBA else None,
         )
 
+    def quantize_many(
+        self, requests: Sequence[QuantizeRequest], naming: Naming
+    ) -> list[QuantizedVector]:
+        """See `dispatch.Backend`."""
+        return quantize_each(self, requests, naming)
+
     def expected_mse(
         self, x: NDArray[Any], levels: NDArray[Any], weights: NDArray[Any] | None
     ) -> float:
@@ -113,15 +125,23 @@ class CpuBackend:
         table = check_levels(levels, bounds)[np.newaxis, :]
         return coding.errors(x, bounds, table, x.size, check_weights(x, weights))[0] / x.size
 
-    def dequantize(self, q: QuantizedVector) -> NDArray[Any]:
+    def dequantize(self, q: QuantizedVector, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """See `dispatch.Backend`."""
-        return coding.dequantize(q)
+        if q.is_scheme:
+            return schemes.filled(out, schemes.decode(q))
+        return coding.dequantize(q, out)
 
     def aggregate(
-        self, vectors: Sequence[QuantizedVector], weights: Sequence[float] | None
+        self,
+        vectors: Sequence[QuantizedVector],
+        weights: Sequence[float] | None,
+        out: NDArray[Any] | None = None,
     ) -> NDArray[Any]:
         """See `dispatch.Backend`."""
-        return coding.mean(vectors, check_aggregate(vectors, weights), mean_dtype(vectors))
+        shares, dtype = check_aggregate(vectors, weights), mean_dtype(vectors)
+        if any(q.is_scheme for q in vectors):
+            return schemes.filled(out, schemes.mean(vectors, shares, dtype, self.dequantize))
+        return coding.mean(vectors, shares, dtype, out)
 
     def add_codes(
         self,
@@ -195,6 +215,10 @@ class CpuBackend:
         # Levels too far apart for float32 arithmetic take the float64 path.
         extreme = np.array([-3e38, 0, 3e38], np.float32)
         self.quantize(extreme, replace(options, num_levels=2, bits=1), None)
+        for name in registry.names():
+            scheme = registry.find(name)
+            assert scheme is not None  # it is one of the names
+            scheme.warm_up()
 
     def _warm_sets(self, x: NDArray[Any]) -> None:
         """Level sets: rounded to alone and together, read back."""
@@ -237,6 +261,8 @@ def _solve(
     x: NDArray[Any], bounds: Range, options: QuantizeOptions, weights: Floats
 ) -> NDArray[Any]:
     """Level tables, or sets of them."""
+    if options.is_scheme:
+        schemes.refuse_levels(options.method)
     refuse_unsupported(options, weighted=weights.size > 0)
     if options.method == SIMBA:
         return simba.solve_sets(x, bounds, options)

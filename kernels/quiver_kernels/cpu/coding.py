@@ -18,7 +18,7 @@ from quiver_kernels.cpu.intervals import interval_table
 from quiver_kernels.cpu.pack import pack_blocks, pack_eights, pack_pairs
 from quiver_kernels.dtypes import WIRE_DTYPES
 from quiver_kernels.errors import InvalidInput
-from quiver_kernels.options import SIMBA, QuantizeOptions
+from quiver_kernels.options import MAX_LEVELS, SIMBA, QuantizeOptions
 from quiver_kernels.packing import packed_size
 from quiver_kernels.quantized import QuantizedVector
 from quiver_kernels.rounding import rounding_table
@@ -182,10 +182,15 @@ def mean(
     return out.reshape(vectors[0].shape) if target is None else target
 
 
-def within_levels(total: Floats, vectors: Sequence[QuantizedVector]) -> NDArray[Any]:
+def within_levels(
+    total: Floats, vectors: Sequence[QuantizedVector], target: NDArray[Any] | None = None
+) -> NDArray[Any]:
     """The mean of `vectors` from the sum of share times decoded vector, flat; spoils it."""
     np.clip(total, *_all_ends(vectors), out=total)
-    return total.astype(mean_dtype(vectors)).reshape(vectors[0].shape)
+    if target is None:
+        return total.astype(mean_dtype(vectors)).reshape(vectors[0].shape)
+    target.reshape(-1)[:] = total
+    return target
 
 
 def _all_ends(vectors: Sequence[QuantizedVector]) -> tuple[float, float]:
@@ -227,6 +232,9 @@ def errors(
     def sum_span(span: tuple[int, int]) -> Floats:
         start, stop = span
         rows = slice(start // block, -(-stop // block))
+        if levels.shape[1] > MAX_LEVELS:
+            given = chunking.slice_weights(weights, start, stop - start)
+            return _errors_of_long_table(flat[start:stop], levels[0], given, bounds.unit)
         table = levels[rows].astype(np.float64)
         size = min(block, stop - start)
         intervals = interval_table(table, size)
@@ -252,6 +260,18 @@ def errors(
     weighted, plain, norm = _column_sums(sums)
     total = weighted if weights.size else plain
     return total / bounds.unit / bounds.unit, plain, norm
+
+
+def _errors_of_long_table(
+    x: NDArray[Any], levels: NDArray[Any], weights: Floats, unit: float
+) -> Floats:
+    """As `decode.sum_errors` of a piece of one block, for more levels than codes number."""
+    values, table = x.astype(np.float64), levels.astype(np.float64)
+    k = np.clip(np.searchsorted(table, values, side="right") - 1, 0, table.size - 2)
+    scaled = values * unit
+    error = (table[k + 1] * unit - scaled) * (scaled - table[k] * unit)
+    weighted = float(np.sum(weights * error)) if weights.size else 0.0
+    return np.array([[weighted, float(np.sum(error)), float(np.sum(scaled * scaled))]])
 
 
 def _values_per_table(q: QuantizedVector) -> int:

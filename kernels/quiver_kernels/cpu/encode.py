@@ -83,7 +83,8 @@ def _prefetch(builder: Any, place: ir.Value) -> None:
     """Have memory that is read soon brought near; it may be nobody's."""
     numbers = [ir.Constant(_I32, number) for number in (0, 3, 1)]
     kind = ir.FunctionType(ir.VoidType(), [place.type, *(_I32 for _ in numbers)])
-    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    insert: Any = cgutils.get_or_insert_function
+    function = insert(builder.module, kind, "llvm.prefetch.p0")
     builder.call(function, [place, *numbers])
 
 
@@ -260,19 +261,19 @@ class _Levels:
             numbers = self._load(row, first, 16)
             return self._call("llvm.x86.avx512.permvar.sf.512", numbers, places)
         lower, upper = self._load(row, first, 8), self._load(row, first + 8, 8)
-        halves = []
+        halves: list[ir.Value] = []
         for start in (0, 8):
             part = _shuffle(builder, places, places, list(range(start, start + 8)))
             # Of a place, the instruction takes the last three bits.
             low, high = (self._call("llvm.x86.avx2.permps", n, part) for n in (lower, upper))
             beyond = builder.icmp_unsigned(">", part, _vector_of(_I32, [7] * 8))
             halves.append(builder.select(beyond, high, low))
-        return _shuffle(builder, *halves, list(range(16)))
+        return _shuffle(builder, halves[0], halves[1], list(range(16)))
 
     def _call(self, name: str, numbers: ir.Value, places: ir.Value) -> ir.Value:
         kind = ir.FunctionType(numbers.type, [numbers.type, places.type])
-        function = cgutils.get_or_insert_function(self._builder.module, kind, name)
-        return self._builder.call(function, [numbers, places])
+        insert: Any = cgutils.get_or_insert_function
+        return self._builder.call(insert(self._builder.module, kind, name), [numbers, places])
 
     def _load(self, row: int, place: int, lanes: int) -> ir.Value:
         vector = _vector(self._number, lanes).as_pointer()

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quiver_kernels.cells import Cells
 from quiver_kernels.checks import Range, finite_range, given_table
 from quiver_kernels.cpu import approx, chunking, exact
 from quiver_kernels.cpu.compile import Floats, frozen
 from quiver_kernels.cpu.sorting import ascending
-from quiver_kernels.cpu.streaming import Stream, best_of_cells, streamed_levels
+from quiver_kernels.cpu.streaming import ChunkStream, Stream, best_of_cells, streamed_levels
 from quiver_kernels.dtypes import WIRE_DTYPES, levels_dtype, widen, wire_name
 from quiver_kernels.options import QuantizeOptions
 from quiver_kernels.packing import num_blocks
@@ -36,44 +35,19 @@ def solve(
         table = _table_levels(x.reshape(-1), bounds, options, weights)[np.newaxis, :]
     else:
         table = _block_levels(x.reshape(-1), options, weights)
-    snapped = _snapped(table, name)
-    return snapped[0] if options.block_size is None else snapped
+    levels = snapped(table, name)
+    return levels[0] if options.block_size is None else levels
 
 
-def _snapped(table: Floats, dtype: str) -> NDArray[Any]:
+def snapped(table: Floats, dtype: str) -> NDArray[Any]:
     """Levels as values of the vector's own type: decoding is then exact, and unbiased.
 
     Zero is written without a sign: which of -0 and 0 is the least is a matter of their order.
     """
-    snapped = chunking.converted(table, WIRE_DTYPES[dtype], levels_dtype(dtype))
-    for part in slices(len(snapped), max(1, STEP // snapped.shape[1])):
-        np.add(snapped[part], 0.0, out=snapped[part])
-    return snapped
-
-
-def cells_suffice(options: QuantizeOptions, size: int) -> bool:
-    """Whether `from_cells` may find what `solve` does for `size` values without weights."""
-    return (
-        options.method == "approx"
-        and options.grid == "robust"
-        and options.levels is None
-        and options.block_size is None
-        and options.num_levels > 2
-        and not options.sorts(size)
-    )
-
-
-def from_cells(cells: Cells, options: QuantizeOptions, dtype: str) -> NDArray[Any] | None:
-    """Level table of a vector of the wire type `dtype` from its cells, ``2 * bins`` at most.
-
-    None if it may have so few distinct values that these are the levels.
-    """
-    if cells.index.size <= options.num_levels:
-        return None
-    table: NDArray[Any] = _snapped(best_of_cells(cells, options.num_levels)[np.newaxis, :], dtype)[
-        0
-    ]
-    return table
+    levels = chunking.converted(table, WIRE_DTYPES[dtype], levels_dtype(dtype))
+    for part in slices(len(levels), max(1, STEP // levels.shape[1])):
+        np.add(levels[part], 0.0, out=levels[part])
+    return levels
 
 
 def _scaled(weights: Floats) -> Floats:
@@ -111,7 +85,11 @@ def streamed(
     flat: NDArray[Any], bounds: Range, options: QuantizeOptions, weights: Floats
 ) -> Floats | None:
     """Levels by ``exact`` or ``approx`` in passes over the values; None where the proof fails."""
-    stream = stream_of(flat, bounds, weights)
+    return stream_levels(stream_of(flat, bounds, weights), options)
+
+
+def stream_levels(stream: Stream, options: QuantizeOptions) -> Floats | None:
+    """As `streamed`, of a vector wherever it lies."""
     if options.method == "approx":
         return best_of_cells(stream.count(2 * options.bins), options.num_levels)
     found = streamed_levels(stream, options.num_levels)
@@ -120,10 +98,10 @@ def streamed(
     return exact.padded(np.unique(found.levels), options.num_levels)
 
 
-def stream_of(flat: NDArray[Any], bounds: Range, weights: Floats) -> Stream:
+def stream_of(flat: NDArray[Any], bounds: Range, weights: Floats) -> ChunkStream:
     """A vector as the streaming solver takes it."""
     layout = layout_of(flat.dtype)
-    return Stream(chunking.Chunks(flat, weights), flat.size, bounds, layout, weights.size > 0)
+    return ChunkStream(chunking.Chunks(flat, weights), flat.size, bounds, layout, weights.size > 0)
 
 
 def _few_distinct(flat: NDArray[Any], num_levels: int) -> Floats | None:
@@ -146,6 +124,11 @@ def _grid_levels(
     for start, part in chunking.chunks(flat):
         part_weights = chunking.slice_weights(weights, start, part.size)
         approx.add_to_grid(part, part_weights, bounds.low, bounds.high, bounds.unit, grid)
+    return levels_on_grid(grid, bounds, options)
+
+
+def levels_on_grid(grid: Floats, bounds: Range, options: QuantizeOptions) -> Floats:
+    """The best levels among the points of a uniform grid with these weights."""
     points = np.arange(grid.size, dtype=np.float64)
     unit = 0.5 ** math.frexp(options.bins)[1]
     chosen = exact.solve_row(points, grid, unit, options.num_levels, accelerated=False)
@@ -182,6 +165,13 @@ def _sorted_levels(
 ) -> Floats:
     values, weights = ascending(flat, weights)
     checkpoint()
+    return ordered_levels(values, bounds, options, weights)
+
+
+def ordered_levels(
+    values: NDArray[Any], bounds: Range, options: QuantizeOptions, weights: Floats
+) -> Floats:
+    """Levels of ascending `values`, float32 or float64, with their weights (empty: ones)."""
     accelerated = options.method == "accelerated"
     return exact.solve_row(
         frozen(values), frozen(weights), bounds.unit, options.num_levels, accelerated

@@ -9,7 +9,7 @@ in them (docs/numerics.md, "Cells").
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,9 +35,38 @@ _MAX_PIECES = 1 << 18
 _MAX_BITS = 8
 
 
+class Stream(Protocol):
+    """A vector that can be gone through more than once, on whatever device it lies."""
+
+    @property
+    def size(self) -> int:
+        """Number of its values."""
+        ...
+
+    @property
+    def bounds(self) -> Range:
+        """Their range."""
+        ...
+
+    def count(self, cells: int) -> Cells:
+        """The vector's cells; one pass."""
+        ...
+
+    def collect(self, cells: Cells, chosen: Flags) -> tuple[NDArray[Any], Floats]:
+        """The values in the `chosen` rows of its cells, and their weights, in any order; one pass.
+
+        Equal values with weights keep their order.
+        """
+        ...
+
+    def refine(self, cells: Cells, chosen: Flags, bits: int) -> Cells:
+        """Its cells, each `chosen` row cut into up to ``2**bits`` pieces of a width; one pass."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
-class Stream:
-    """A vector that can be gone through more than once.
+class ChunkStream:
+    """A `Stream` in host memory, chunk by chunk.
 
     Attributes
     ----------
@@ -58,10 +87,18 @@ class Stream:
     weighted: bool
 
     def count(self, cells: int) -> Cells:
-        """The vector's cells; one pass."""
+        """See `Stream`."""
         low, high = self.bounds.low, self.bounds.high
         partition = Partition.of(low, high, cells, self.layout)
         return counting.count(self.chunks, partition, low, high, weighted=self.weighted)
+
+    def collect(self, cells: Cells, chosen: Flags) -> tuple[NDArray[Any], Floats]:
+        """See `Stream`."""
+        return counting.collect(self.chunks, cells, chosen)
+
+    def refine(self, cells: Cells, chosen: Flags, bits: int) -> Cells:
+        """See `Stream`."""
+        return counting.refine(self.chunks, cells, chosen, bits)
 
 
 def summary_of(cells: Cells, unit: float) -> Summary:
@@ -125,10 +162,10 @@ def streamed_levels(stream: Stream, num_levels: int) -> Progress | None:
         chosen = np.zeros(minimum.size, np.bool_)
         chosen[np.searchsorted(minimum, summary.minimum[wanted])] = True
         if int(cells.count[chosen].sum()) <= COLLECTED:
-            found = _distinct(*counting.collect(stream.chunks, cells, chosen), unit)
+            found = _distinct(*stream.collect(cells, chosen), unit)
             return _with_ends(found, summary, wanted)
         bits = int(np.log2(_MAX_PIECES / wanted.size))
-        cells = counting.refine(stream.chunks, cells, chosen, min(max(bits, 1), _MAX_BITS))
+        cells = stream.refine(cells, chosen, min(max(bits, 1), _MAX_BITS))
         checkpoint()
         finer = summary_of(cells[_within(cells, summary, wanted)], unit)
         checkpoint()

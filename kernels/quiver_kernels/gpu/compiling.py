@@ -183,13 +183,19 @@ def suited(architectures: tuple[int, ...], capability: int) -> int:
     return max(fitting)
 
 
-def compiled_file(nvrtc: Nvrtc, module: str, architecture: int, folder: Path) -> Path:
+def compiled_file(
+    nvrtc: Nvrtc, module: str, architecture: int, folder: Path, ahead: Path = sources.AHEAD
+) -> Path:
     """A file with the machine code of `module`, made where there is none in `folder` yet.
 
-    Its name tells sources, flags, architecture and compiler, so a file is never out of date.
+    Its name tells sources, flags, architecture and compiler, so a file is never out of date. One
+    in the folder `ahead`, made before this installation was put to use (`gpu.ahead`), is as good.
     """
     key = sources.fingerprint(module)[:32]
-    path = folder / f"quiver-{module}-{key}-sm_{architecture}-nvrtc-{nvrtc.version}.cubin"
+    name = f"quiver-{module}-{key}-sm_{architecture}-nvrtc-{nvrtc.version}.cubin"
+    if (ahead / name).exists():
+        return ahead / name
+    path = folder / name
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         code = nvrtc.compile(module, architecture).code
@@ -197,5 +203,7 @@ def compiled_file(nvrtc: Nvrtc, module: str, architecture: int, folder: Path) ->
         handle, made = tempfile.mkstemp(dir=folder)
         with os.fdopen(handle, "wb") as file:
             file.write(code)
+        # An image is built by another user than it is run by.
+        Path(made).chmod(0o644)
         Path(made).replace(path)
     return path

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quiver_kernels.cells import Cells
 from quiver_kernels.checks import Range
+from quiver_kernels.dlpack import Lent
 from quiver_kernels.dtypes import WIRE_DTYPES, wire_name
 from quiver_kernels.errors import InvalidInput
-from quiver_kernels.gpu.device import Buffer, Device, Launch
+from quiver_kernels.gpu.device import Buffer, Device, Download, Launch
 from quiver_kernels.packing import packed_size
-from quiver_kernels.partition import Partition, layout_of
 from quiver_kernels.quantized import QuantizedVector
 from quiver_kernels.rounding import RoundingTable
 from quiver_kernels.strata import Strata
@@ -26,15 +24,10 @@ from quiver_kernels.strata import Strata
 _THREADS = 256
 _BLOCKS_PER_PROCESSOR = 8
 _TILE = 512
+_MOST_NEAR = 256
 _CHUNK = 1 << 18
 _GROUP = 8
 _NONE = 2**64 - 1
-# 64-bit numbers of a cell, and bits of an offset that are added up in the first of two sums.
-_COLUMNS = 5
-_HALF = 32
-
-MOST_COUNTED = (1 << 32) - 1
-"""Values whose offsets' sums do not overflow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,31 +55,96 @@ class Vector:
         flat = np.ascontiguousarray(x.reshape(-1), WIRE_DTYPES[name])
         return cls(device.upload(flat), name, flat.size)
 
+    def to_host(self, device: Device) -> NDArray[Any]:
+        """A copy of the values on the host, flat."""
+        host = np.empty(self.size, WIRE_DTYPES[self.dtype])
+        device.download(self.values, host)
+        return host
+
+
+def borrowed(device: Device, lent: Lent) -> Vector:
+    """The values of an array that lies on the device; copied there if they are not in C order."""
+    if lent.contiguous:
+        return Vector(device.borrow(lent.address, lent.nbytes, lent.owner), lent.dtype, lent.size)
+    layout = device.upload(np.array([*lent.shape, *lent.strides], np.int64))
+    out = device.allocate(lent.nbytes)
+    arguments = (
+        device.borrow(lent.address, lent.itemsize, lent.owner),
+        np.uint64(lent.size),
+        layout,
+        np.uint32(len(lent.shape)),
+        out,
+    )
+    grid = looping_grid(device, lent.size, _THREADS)
+    device.launch(Launch("gather", f"gather_{8 * lent.itemsize}", grid, _THREADS, arguments))
+    return Vector(out, lent.dtype, lent.size)
+
+
+class _RangeSearch:
+    """Ranges of parts of a vector, found side by side and read once."""
+
+    def __init__(self, device: Device, dtype: str, most_parts: int) -> None:
+        self._device = device
+        self._dtype = dtype
+        self._itemsize = WIRE_DTYPES[dtype].itemsize
+        self._starts: list[int] = []
+        nothing = np.array([[_NONE, 0, _NONE]] * most_parts, np.uint64)
+        self._found = device.upload(nothing)
+
+    def add(self, part: Buffer, start: int) -> None:
+        """Launch the search of the values of `part`, which begins at a byte of the vector."""
+        size = part.nbytes // self._itemsize
+        found = self._device.part(self._found, 24 * len(self._starts), 24)
+        grid = looping_grid(self._device, size, _THREADS)
+        arguments = (part, np.uint64(size), found)
+        self._device.launch(Launch("range", f"range_{self._dtype}", grid, _THREADS, arguments))
+        self._starts.append(start // self._itemsize)
+
+    def result(self, vector: Vector) -> Range:
+        """The range of all parts, which are `vector`."""
+        ends = np.empty((len(self._starts), 3), np.uint64)
+        self._device.download(self._found, ends)
+        bad = np.flatnonzero(ends[:, 2] != _NONE)
+        if bad.size:
+            # Parts are in order, so the first of them has the first value.
+            index = self._starts[bad[0]] + int(ends[bad[0], 2])
+            raise InvalidInput(
+                f"vector must be finite; got {_at(self._device, vector, index)} at index {index}",
+                code="non_finite",
+                field="vector",
+            )
+        return range_of(int(ends[:, 0].min()), int(ends[:, 1].max()), self._dtype)
+
+
+def range_of(least: int, most: int, dtype: str) -> Range:
+    """The range that `range.cu` found, from its keys."""
+    wide = dtype == "float64"
+    return Range(_from_key(least, wide=wide), _from_key(most, wide=wide))
+
 
 def finite_range(device: Device, vector: Vector) -> Range:
     """As `checks.finite_range`, of a vector that is not empty."""
-    found = device.upload(np.array([_NONE, 0, _NONE], np.uint64))
-    grid = _looping_grid(device, vector.size, _THREADS)
-    arguments = (vector.values, np.uint64(vector.size), found)
-    device.launch(Launch("range", f"range_{vector.dtype}", grid, _THREADS, arguments))
-    ends = np.empty(3, np.uint64)
-    device.download(found, ends)
-    least, most, first_bad = ends.tolist()
-    if first_bad != _NONE:
-        raise InvalidInput(
-            f"vector must be finite; got {_at(device, vector, first_bad)} at index {first_bad}",
-            code="non_finite",
-            field="vector",
-        )
-    wide = vector.dtype == "float64"
-    return Range(_from_key(least, wide=wide), _from_key(most, wide=wide))
+    search = _RangeSearch(device, vector.dtype, 1)
+    search.add(vector.values, 0)
+    return search.result(vector)
+
+
+def upload_with_range(device: Device, x: NDArray[Any]) -> tuple[Vector, Range]:
+    """`Vector.upload` and `finite_range`: parts are searched while others are on their way."""
+    name = wire_name(x.dtype)
+    flat = np.ascontiguousarray(x.reshape(-1), WIRE_DTYPES[name])
+    search = _RangeSearch(device, name, -(-flat.nbytes // device.part_bytes))
+    vector = Vector(device.upload(flat, search.add), name, flat.size)
+    return vector, search.result(vector)
 
 
 def _at(device: Device, vector: Vector, index: int) -> float:
     """One value; for texts of errors."""
-    host = np.empty(vector.size, WIRE_DTYPES[vector.dtype])
-    device.download(vector.values, host)
-    return float(host[index])
+    dtype = WIRE_DTYPES[vector.dtype]
+    host = np.empty(1, dtype)
+    size = dtype.itemsize
+    device.download(device.part(vector.values, size * index, size), host)
+    return float(host[0])
 
 
 def _from_key(key: int, *, wide: bool) -> float:
@@ -96,65 +154,6 @@ def _from_key(key: int, *, wide: bool) -> float:
     raw = key ^ top if key & top else key ^ (1 << bits) - 1
     value = np.array([raw], f"<u{bits // 8}").view(f"<f{bits // 8}")
     return float(value[0])
-
-
-def count_cells(device: Device, vector: Vector, bounds: Range, most: int) -> Cells:
-    """The vector's cells, those of `cpu.streaming.Stream.count`.
-
-    Parameters
-    ----------
-    vector
-        Of at most `MOST_COUNTED` values.
-    bounds
-        Its range.
-    most
-        Outer cells, as in `Partition.of`.
-    """
-    partition = Partition.of(bounds.low, bounds.high, most, layout_of(WIRE_DTYPES[vector.dtype]))
-    layout = partition.layout
-    ends = np.array([bounds.low, bounds.high], layout.dtype)
-    base, last = partition.locate(ends)[0].tolist()
-    rows = last - base + 1
-    cells = device.allocate(8 * _COLUMNS * rows)
-    clear = (cells, np.uint64(rows))
-    grid = _looping_grid(device, rows, _THREADS)
-    device.launch(Launch("cells", "cells_clear", grid, _THREADS, clear))
-    arguments = (
-        vector.values,
-        np.uint64(vector.size),
-        np.float64(np.ldexp(1.0, -partition.exponent)),
-        np.int64(partition.first_outer << layout.offset_bits),
-        np.int64(base),
-        cells,
-    )
-    grid = _looping_grid(device, vector.size, _THREADS)
-    device.launch(Launch("cells", f"cells_{vector.dtype}", grid, _THREADS, arguments))
-    found = np.empty((rows, _COLUMNS), np.uint64)
-    device.download(cells, found)
-    index = np.flatnonzero(found[:, 0])
-    number, low, high, nearest, farthest = found[index].T.copy()
-    whole, part = _carried(low, high, layout.offset_bits)
-    return Cells(
-        partition=partition,
-        index=index + base,
-        count=number.astype(np.int64),
-        whole=whole.astype(np.int64),
-        part=part.astype(np.int64),
-        nearest=nearest.astype(np.int64),
-        farthest=farthest.astype(np.int64),
-    )
-
-
-def _carried(
-    low: NDArray[np.uint64], high: NDArray[np.uint64], bits: int
-) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Sums of two halves of offsets as ``whole * 2**bits + part``."""
-    if bits <= _HALF:
-        return low >> np.uint64(bits), low & np.uint64((1 << bits) - 1)
-    high = high + (low >> np.uint64(_HALF))
-    rest = np.uint64(bits - _HALF)
-    part = (high & np.uint64((1 << bits - _HALF) - 1)) << np.uint64(_HALF)
-    return high >> rest, part | (low & np.uint64((1 << _HALF) - 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +187,7 @@ def widened(device: Device, vector: Vector) -> Vector:
     if vector.dtype == "float64":
         return vector
     out = device.allocate(8 * vector.size)
-    grid = _looping_grid(device, vector.size, _THREADS)
+    grid = looping_grid(device, vector.size, _THREADS)
     arguments = (vector.values, np.uint64(vector.size), out)
     device.launch(Launch("widen", f"widen_{vector.dtype}", grid, _THREADS, arguments))
     return Vector(out, "float64", vector.size)
@@ -232,7 +231,6 @@ def encode(
         np.uint32(0 if strata is None else strata.shifts.size),
         np.uint32(1 if strata is None else strata.world_size),
         np.uint64(groups),
-        np.uint64(size),
         codes,
     )
     entry = 8 if table.narrow else 24
@@ -240,7 +238,7 @@ def encode(
         Launch(
             "encode",
             f"encode_{vector.dtype}",
-            _looping_grid(device, groups, _THREADS),
+            looping_grid(device, groups, _THREADS),
             _THREADS,
             arguments,
             shared=_THREADS * _GROUP + entry * table.num_levels,
@@ -249,13 +247,42 @@ def encode(
     return codes
 
 
-def errors(
-    device: Device, vector: Vector, row: int, table: Table, unit: float
-) -> tuple[float, float]:
-    """Expected squared error and squared norm, times the squared unit; the CPU's, bit for bit.
+@dataclass(frozen=True, slots=True)
+class ErrorSums:
+    """Errors and norms of pieces of a vector, shape (pieces, 2) of float64 on a device."""
+
+    sums: Buffer
+    pieces: int
+
+    def empty(self) -> NDArray[np.float64]:
+        """Memory of the host for them."""
+        return np.empty((self.pieces, 2))
+
+
+def total_errors(found: NDArray[np.float64]) -> tuple[float, float]:
+    """Expected squared error and squared norm of the whole, from downloaded `ErrorSums`."""
+    return math.fsum(found[:, 0].tolist()), math.fsum(found[:, 1].tolist())
+
+
+def errors(device: Device, vector: Vector, row: int, table: Table, unit: float) -> ErrorSums:
+    """Expected squared errors and squared norms, times the squared unit; the CPU's, bit for bit.
 
     The arguments are `encode`'s; `unit` is of `checks.Range`.
     """
+    return _errors(device, vector, row, table.levels, table.num_levels, unit)
+
+
+def errors_of_levels(
+    device: Device, vector: Vector, levels: NDArray[np.float64], unit: float
+) -> ErrorSums:
+    """As `errors`, of rounding a float64 vector to a table of float64."""
+    table = device.upload(np.ascontiguousarray(levels))
+    return _errors(device, vector, vector.size, table, levels.size, unit)
+
+
+def _errors(
+    device: Device, vector: Vector, row: int, levels: Buffer, num_levels: int, unit: float
+) -> ErrorSums:
     full, rest = divmod(vector.size, row)
     pieces = full * -(-row // _CHUNK) + -(-rest // _CHUNK)
     sums = device.allocate(16 * pieces)
@@ -263,21 +290,21 @@ def errors(
         vector.values,
         np.uint64(vector.size),
         np.uint64(row),
-        table.levels,
-        np.uint32(table.num_levels),
+        levels,
+        np.uint32(num_levels),
         np.float64(unit),
         sums,
     )
     threads = min(_TILE, -(-row // 32) * 32)
     kernel = f"errors_{vector.dtype}"
-    device.launch(Launch("errors", kernel, pieces, threads, arguments, shared=16 * _TILE))
-    found = np.empty((pieces, 2))
-    device.download(sums, found)
-    return math.fsum(found[:, 0].tolist()), math.fsum(found[:, 1].tolist())
+    near = num_levels if num_levels <= _MOST_NEAR else 0
+    shared = 16 * _TILE + (8 if vector.dtype == "float64" else 4) * near
+    device.launch(Launch("errors", kernel, pieces, threads, arguments, shared=shared))
+    return ErrorSums(sums, pieces)
 
 
-def decode(device: Device, q: QuantizedVector) -> NDArray[Any]:
-    """The decoded vector, in the shape and dtype of the original.
+def decode(device: Device, q: QuantizedVector, out: NDArray[Any] | None = None) -> NDArray[Any]:
+    """The decoded vector, in the shape and dtype of the original; in `out` if that is given.
 
     Raises
     ------
@@ -285,38 +312,27 @@ def decode(device: Device, q: QuantizedVector) -> NDArray[Any]:
         A code points beyond the level table (``invalid_codes``).
     """
     dtype = WIRE_DTYPES[q.dtype]
+    values = device.allocate(q.size * dtype.itemsize)
+    beyond = _launch_decode(device, q, values)
+    found = np.empty(q.shape, dtype) if out is None else out
+    largest = np.empty(1, np.uint32)
+    device.download_all([Download(values, found), Download(beyond, largest)])
+    check_codes(q, largest)
+    return found
+
+
+def decode_to(device: Device, q: QuantizedVector, out: Buffer) -> None:
+    """As `decode`, to memory of the device that has room for the values."""
+    largest = np.empty(1, np.uint32)
+    device.download(_launch_decode(device, q, out), largest)
+    check_codes(q, largest)
+
+
+def _launch_decode(device: Device, q: QuantizedVector, out: Buffer) -> Buffer:
+    dtype = WIRE_DTYPES[q.dtype]
     tables = np.ascontiguousarray(np.atleast_2d(q.levels).astype(dtype))
-    out = device.allocate(q.size * dtype.itemsize)
     shared = q.num_levels * dtype.itemsize
-    beyond = _read_codes(device, f"decode_{8 * dtype.itemsize}", q, tables, out, shared)
-    found = np.empty(q.size, dtype)
-    device.download(out, found)
-    _check_codes(device, q, beyond)
-    return found.reshape(q.shape)
-
-
-def mean(
-    device: Device, vectors: Sequence[QuantizedVector], shares: Sequence[float]
-) -> NDArray[np.float64]:
-    """Sum of share times decoded vector, flat; terms are added in the vectors' order.
-
-    Raises
-    ------
-    InvalidInput
-        As for `decode`.
-    """
-    total = np.zeros(vectors[0].size)
-    totals = device.upload(total)
-    beyond = [
-        _read_codes(
-            device, "mean_add", q, share * np.atleast_2d(q.levels).astype(np.float64), totals
-        )
-        for q, share in zip(vectors, shares, strict=True)
-    ]
-    device.download(totals, total)
-    for q, found in zip(vectors, beyond, strict=True):
-        _check_codes(device, q, found)
-    return total
+    return _read_codes(device, f"decode_{8 * dtype.itemsize}", q, tables, out, shared)
 
 
 def _read_codes(
@@ -340,14 +356,13 @@ def _read_codes(
         beyond,
     )
     module = kernel.partition("_")[0]
-    grid = _looping_grid(device, q.size, _THREADS)
+    grid = looping_grid(device, q.size, _THREADS)
     device.launch(Launch(module, kernel, grid, _THREADS, arguments, shared=shared))
     return beyond
 
 
-def _check_codes(device: Device, q: QuantizedVector, beyond: Buffer) -> None:
-    largest = np.empty(1, np.uint32)
-    device.download(beyond, largest)
+def check_codes(q: QuantizedVector, largest: NDArray[np.uint32]) -> None:
+    """Refuse codes (``invalid_codes``) if the largest one beyond the table is not 0."""
     if largest[0]:
         raise InvalidInput(
             f"codes must be below num_levels={q.num_levels}; got {largest[0]}",
@@ -356,6 +371,6 @@ def _check_codes(device: Device, q: QuantizedVector, beyond: Buffer) -> None:
         )
 
 
-def _looping_grid(device: Device, items: int, threads: int) -> int:
+def looping_grid(device: Device, items: int, threads: int) -> int:
     """Blocks of a kernel whose threads go on to further items."""
     return min(-(-items // threads), device.processors * _BLOCKS_PER_PROCESSOR)

@@ -6,20 +6,33 @@ import hashlib
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "source"
+AHEAD = Path(__file__).parent / "compiled"
+"""Where an image has machine code; there is no such folder elsewhere."""
 COMMON = "common.cuh"
 """The one header; every module includes it."""
 
 _WIDENED = ("float16", "bfloat16", "float32")
 _ALL = (*_WIDENED, "float64")
 
+
+def _with_each(kernel: str) -> tuple[str, ...]:
+    """A kernel for one vector, and for many."""
+    return tuple(f"{kernel}_{name}" for kernel in (kernel, f"{kernel}_each") for name in _ALL)
+
+
 KERNELS: dict[str, tuple[str, ...]] = {
-    "range": tuple(f"range_{name}" for name in _ALL),
+    "range": _with_each("range"),
     "widen": tuple(f"widen_{name}" for name in _WIDENED),
-    "encode": tuple(f"encode_{name}" for name in _ALL),
-    "errors": tuple(f"errors_{name}" for name in _ALL),
+    "encode": _with_each("encode"),
+    "errors": _with_each("errors"),
     "decode": ("decode_16", "decode_32", "decode_64"),
     "mean": ("mean_add",),
+    "rows": tuple(f"rows_{name}" for name in _ALL),
+    "gather": ("gather_16", "gather_32", "gather_64"),
+    "grid": tuple(f"grid_{name}" for name in _ALL),
     "cells": ("cells_clear", *(f"cells_{name}" for name in _ALL)),
+    "pick": tuple(f"{kernel}_{name}" for kernel in ("collect", "refine") for name in _ALL),
+    "order": tuple(f"order_{way}_{bits}" for way in ("to", "from") for bits in (16, 32, 64)),
 }
 """Kernels by module."""
 

@@ -288,6 +288,22 @@ T exchange_xor(int site, unsigned mask, T value, unsigned far) {
     return value;
 }
 
+// The value of the lane `from` of the own warp.
+template <class T>
+T value_of(int site, unsigned mask, T value, unsigned from) {
+    return exchange_xor(site, mask, value, (current ^ from) % kWarp);
+}
+
+inline unsigned ballot(int site, unsigned mask, bool vote) {
+    slots[current] = vote;
+    wait(kAtWarp, site, mask);
+    unsigned found = 0;
+    for (unsigned lane = 0; lane < kWarp; lane++)
+        if (mask >> lane & 1 && slots[current / kWarp * kWarp + lane]) found |= 1u << lane;
+    wait(kAtWarp, -site, mask);
+    return found;
+}
+
 inline void barrier(int line) {
     if (line != skipped_line) wait(kAtBarrier, line, 0);
 }
@@ -304,11 +320,20 @@ To as(From value) {
 
 #define __syncthreads() shim::barrier(__LINE__)
 #define __shfl_xor_sync(mask, value, far) shim::exchange_xor(__LINE__, mask, value, far)
+#define __shfl_sync(mask, value, from) shim::value_of(__LINE__, mask, value, from)
+#define __ballot_sync(mask, vote) shim::ballot(__LINE__, mask, vote)
 
 template <class T>
 T atomicAdd(T* at, T value) {
     T old = *at;
     *at = old + value;
+    return old;
+}
+
+template <class T>
+T atomicCAS(T* at, T expected, T value) {
+    T old = *at;
+    if (old == expected) *at = value;
     return old;
 }
 
@@ -330,6 +355,7 @@ inline float __uint_as_float(unsigned bits) { return shim::as<float>(bits); }
 inline unsigned __float_as_uint(float value) { return shim::as<unsigned>(value); }
 inline double __longlong_as_double(long long bits) { return shim::as<double>(bits); }
 inline long long __double_as_longlong(double value) { return shim::as<long long>(value); }
+inline int __popc(unsigned value) { return __builtin_popcount(value); }
 inline int __clz(int value) { return value == 0 ? 32 : __builtin_clz((unsigned)value); }
 
 extern "C" {

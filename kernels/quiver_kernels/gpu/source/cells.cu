@@ -1,62 +1,105 @@
 // Values counted into the cells of a partition: integers, so in any order. See `quiver_kernels.partition`.
+//
+// Rows of the table are cells from a base on. Those that most values fall into have a slot in the shared memory of
+// each block: the first `negatives` rows, and all rows after the `skipped` ones that follow these. Slots are added to
+// the table once, at the end; values of other rows at once.
 #include "common.cuh"
 
-// One cell: how many values, the sum of the lower 32 bits of their offsets and of what is above, and the
-// outermost offsets. All of a cell that has none: no values, nearest with all bits set.
-struct Cell {
-    u64 number;
-    u64 low;
-    u64 high;
-    u64 nearest;
-    u64 farthest;
-};
-
+// What a slot holds, in 16 bytes. 32-bit numbers are what shared memory adds quickly. A sum that overflows is
+// carried to the table: 2^32 there is one of `high`.
 template <class Real>
-struct Layout;
+struct Slot;
+
 template <>
-struct Layout<float> {
-    using Int = int;
-    static constexpr int offset_bits = 16;
-    static __device__ __forceinline__ int bits(float value) { return (int)(__float_as_uint(value) & 0x7fffffffu); }
-};
-template <>
-struct Layout<double> {
-    using Int = long long;
-    static constexpr int offset_bits = 45;
-    static __device__ __forceinline__ long long bits(double value) {
-        return __double_as_longlong(value) & 0x7fffffffffffffffll;
+struct Slot<float> {
+    u32 number, low, nearest, farthest;
+
+    __device__ __forceinline__ void clear() { number = 0, low = 0, nearest = ~0u, farthest = 0; }
+
+    __device__ __forceinline__ void add(u64 offset, Cell* row) {
+        u32 place = (u32)offset;
+        atomicAdd(&number, 1u);
+        u32 before = atomicAdd(&low, place);
+        if (before + place < before) atomicAdd(&row->high, 1ull);
+        if (place < nearest) atomicMin(&nearest, place);
+        if (place > farthest) atomicMax(&farthest, place);
+    }
+
+    __device__ __forceinline__ void flush(Cell* row) const {
+        if (number == 0) return;
+        atomicAdd(&row->number, (u64)number);
+        atomicAdd(&row->low, (u64)low);
+        atomicMin(&row->nearest, (u64)nearest);
+        atomicMax(&row->farthest, (u64)farthest);
     }
 };
 
-// `scale` is 1 over the width of the outer cells, `top` the integer of the magnitude where these begin, `base` the
-// cell of row 0.
+// Offsets of 45 bits are added up in three parts; the outermost ones, which seldom change, in the table.
+template <>
+struct Slot<double> {
+    static constexpr u32 BITS = 15;
+    u32 number, parts[3];
+
+    __device__ __forceinline__ void clear() { number = 0, parts[0] = 0, parts[1] = 0, parts[2] = 0; }
+
+    __device__ __forceinline__ void add(u64 offset, Cell* row) {
+        atomicAdd(&number, 1u);
+#pragma unroll
+        for (u32 k = 0; k < 3; k++) {
+            u32 part = (u32)(offset >> BITS * k) & ((1u << BITS) - 1);
+            u32 before = atomicAdd(&parts[k], part);
+            if (before + part < before) atomicAdd(&row->high, 1ull << BITS * k);
+        }
+        row->extend(offset);
+    }
+
+    __device__ __forceinline__ void flush(Cell* row) const {
+        if (number == 0) return;
+        atomicAdd(&row->number, (u64)number);
+        atomicAdd(&row->low, parts[0] + ((u64)parts[1] << BITS) + ((u64)(parts[2] & 3) << 2 * BITS));
+        atomicAdd(&row->high, (u64)(parts[2] >> 2));
+    }
+};
+
 template <class Value>
 __device__ __forceinline__ void count_cells(
-    const typename Value::Raw* __restrict__ x, u64 n, double scale, long long top, long long base, Cell* cells) {
+    const typename Value::Raw* __restrict__ x,
+    u64 n,
+    double scale,
+    long long top,
+    long long base,
+    u32 negatives,
+    u32 skipped,
+    u32 slots,
+    Cell* cells) {
     using Real = typename Value::Real;
-    using Plan = Layout<Real>;
-    using Int = typename Plan::Int;
-    constexpr Int unit = (Int)1 << Plan::offset_bits;
-    const Int first = (Int)(top >> Plan::offset_bits), ahead = first - 128;
-    u64 step = (u64)gridDim.x * blockDim.x;
-    for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += step) {
-        Real value = Value::widen(x[i]);
-        Int bits = Plan::bits(value), cell = bits >> Plan::offset_bits, offset = bits & (unit - 1);
-        if (cell >= first) {
-            Real steps = (value < 0 ? -value : value) * (Real)scale;
-            Int whole = (Int)steps;
-            cell = whole + ahead;
-            offset = (Int)((steps - (Real)whole) * (Real)unit);
+    DYNAMIC_SHARED(shared);
+    Slot<Real>* near = (Slot<Real>*)shared;
+    for (u32 i = threadIdx.x; i < slots; i += blockDim.x) near[i].clear();
+    __syncthreads();
+    // Many vectors are full of zeros, whose cell has no slot: they are counted apart.
+    u32 zeros = 0;
+    each_value(x, n, [&](typename Value::Raw raw, u64) {
+        Real value = Value::widen(raw);
+        if (value == 0) {
+            zeros++;
+            return;
         }
-        // -0 is not below 0, and is counted as 0.
-        Cell* row = cells + ((value < 0 ? ~(long long)cell : (long long)cell) - base);
-        u64 place = (u64)offset;
-        atomicAdd(&row->number, 1ull);
-        atomicAdd(&row->low, place & 0xffffffffull);
-        if (Plan::offset_bits > 32) atomicAdd(&row->high, place >> 32);
-        // Most values are not outermost; what is read may be old, and is then further in.
-        if (place < row->nearest) atomicMin(&row->nearest, place);
-        if (place >= row->farthest) atomicMax(&row->farthest, place);
+        Place place = place_of<Real>(value, scale, top);
+        u32 row = (u32)(place.cell - base);
+        bool before = row < negatives;
+        if (before || row - negatives >= skipped) {
+            near[before ? row : row - skipped].add(place.offset, cells + row);
+        } else {
+            cells[row].template add<Layout<Real>::offset_bits>(place.offset);
+        }
+    });
+    __syncthreads();
+    for (u32 i = threadIdx.x; i < slots; i += blockDim.x) near[i].flush(cells + (i < negatives ? i : i + skipped));
+    for (u32 far = WARP / 2; far > 0; far /= 2) zeros += __shfl_xor_sync(ALL_LANES, zeros, far);
+    if (threadIdx.x % WARP == 0 && zeros > 0) {
+        atomicAdd(&cells[-base].number, (u64)zeros);
+        cells[-base].extend(0);
     }
 }
 
@@ -65,10 +108,11 @@ extern "C" __global__ void __launch_bounds__(256) cells_clear(Cell* cells, u64 s
     for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < size; i += step) cells[i] = {0, 0, 0, ~0ull, 0};
 }
 
-#define CELLS_KERNEL(name, Value)                                                                                \
-    extern "C" __global__ void __launch_bounds__(256) name(                                                      \
-        const Value::Raw* __restrict__ x, u64 n, double scale, long long top, long long base, Cell* cells) {     \
-        count_cells<Value>(x, n, scale, top, base, cells);                                                       \
+#define CELLS_KERNEL(name, Value)                                                                              \
+    extern "C" __global__ void __launch_bounds__(512) name(                                                    \
+        const Value::Raw* __restrict__ x, u64 n, double scale, long long top, long long base, u32 negatives,   \
+        u32 skipped, u32 slots, Cell* cells) {                                                                 \
+        count_cells<Value>(x, n, scale, top, base, negatives, skipped, slots, cells);                          \
     }
 
 CELLS_KERNEL(cells_float16, Float16)

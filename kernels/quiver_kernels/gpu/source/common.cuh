@@ -90,6 +90,103 @@ struct KeyOf<float> : Key32 {};
 template <>
 struct KeyOf<double> : Key64 {};
 
+// How a type's values are counted: the layout of `quiver_kernels.partition`.
+
+template <class Real>
+struct Layout;
+template <>
+struct Layout<float> {
+    using Int = int;
+    static constexpr int offset_bits = 16;
+    static __device__ __forceinline__ int bits(float value) { return (int)(__float_as_uint(value) & 0x7fffffffu); }
+};
+template <>
+struct Layout<double> {
+    using Int = long long;
+    static constexpr int offset_bits = 45;
+    static __device__ __forceinline__ long long bits(double value) {
+        return __double_as_longlong(value) & 0x7fffffffffffffffll;
+    }
+};
+
+// Cell of a value and the offset in it.
+struct Place {
+    long long cell;
+    u64 offset;
+};
+
+// `scale` is 1 over the width of the outer cells, `top` the integer of the magnitude where these begin.
+template <class Real>
+__device__ __forceinline__ Place place_of(Real value, double scale, long long top) {
+    using Plan = Layout<Real>;
+    using Int = typename Plan::Int;
+    constexpr Int unit = (Int)1 << Plan::offset_bits;
+    const Int first = (Int)(top >> Plan::offset_bits), ahead = first - 128;
+    Int bits = Plan::bits(value), cell = bits >> Plan::offset_bits, offset = bits & (unit - 1);
+    if (cell >= first) {
+        Real steps = (value < 0 ? -value : value) * (Real)scale;
+        Int whole = (Int)steps;
+        cell = whole + ahead;
+        offset = (Int)((steps - (Real)whole) * (Real)unit);
+    }
+    // -0 is not below 0, and is counted as 0.
+    return {value < 0 ? ~(long long)cell : (long long)cell, (u64)offset};
+}
+
+// One cell: how many values, the sum of the lower 32 bits of their offsets and of what is above, and the
+// outermost offsets. All of a cell that has none: no values, nearest with all bits set.
+struct Cell {
+    u64 number;
+    u64 low;
+    u64 high;
+    u64 nearest;
+    u64 farthest;
+
+    template <int offset_bits>
+    __device__ __forceinline__ void add(u64 offset) {
+        atomicAdd(&number, 1ull);
+        atomicAdd(&low, offset & 0xffffffffull);
+        if (offset_bits > 32) atomicAdd(&high, offset >> 32);
+        extend(offset);
+    }
+
+    // Most values are not outermost; what is read may be old, and is then further in.
+    __device__ __forceinline__ void extend(u64 offset) {
+        if (offset < nearest) atomicMin(&nearest, offset);
+        if (offset > farthest) atomicMax(&farthest, offset);
+    }
+};
+
+// Calls work(raw, index) for every value, in any order: 16 bytes at a time where these are aligned.
+struct alignas(16) Sixteen {
+    u32 words[4];
+};
+
+template <class Raw>
+__device__ __forceinline__ Raw raw_of(const Sixteen& bytes, u32 j) {
+    if constexpr (sizeof(Raw) == 2) return (Raw)(bytes.words[j / 2] >> 16 * (j % 2));
+    if constexpr (sizeof(Raw) == 4) return bytes.words[j];
+    if constexpr (sizeof(Raw) == 8) return bytes.words[2 * j] | (u64)bytes.words[2 * j + 1] << 32;
+}
+
+template <class Raw, class Work>
+__device__ __forceinline__ void each_value(const Raw* __restrict__ x, u64 n, const Work& work) {
+    constexpr u32 MANY = 16 / sizeof(Raw);
+    u64 thread = (u64)blockIdx.x * blockDim.x + threadIdx.x, step = (u64)gridDim.x * blockDim.x;
+    u64 head = least_of(n, (16 - (u64)x % 16) % 16 / (u64)sizeof(Raw)), packs = (n - head) / MANY;
+    const Sixteen* __restrict__ packed = (const Sixteen*)(x + head);
+    for (u64 i = thread; i < packs; i += step) {
+        Sixteen bytes = packed[i];
+#pragma unroll
+        for (u32 j = 0; j < MANY; j++) work(raw_of<Raw>(bytes, j), head + i * MANY + j);
+    }
+    u64 rest = n - packs * MANY;
+    for (u64 i = thread; i < rest; i += step) {
+        u64 at = i < head ? i : i + packs * MANY;
+        work(x[at], at);
+    }
+}
+
 // Philox4x32-10: the words of elements 4 * group .. 4 * group + 3. See `quiver_kernels.rng`.
 __device__ __forceinline__ void philox(u64 seed, u32 stream, u64 group, u32 (&words)[4]) {
     u32 c0 = (u32)group, c1 = (u32)(group >> 32), c2 = stream, c3 = 0;
@@ -125,4 +222,39 @@ __device__ __forceinline__ u32 code_at(const u8* __restrict__ codes, u64 r, u64 
     u32 shift = (u32)(bit % 8), word = at[0];
     if (shift + bits > 8) word |= (u32)at[1] << 8;
     return word >> shift & ((1u << bits) - 1);
+}
+
+// One of many vectors that a launch does: where it lies among the values of all, its values, those that share a level
+// table, where its first table and that table's reciprocals of gaps begin, levels of a table, the power of two for
+// its errors; seeds and place among workers as of `encode`; bits of a code, where its codes begin; the numbers, among
+// those of all vectors, of its first tile of codes and of its first piece of errors.
+struct Job {
+    u64 start;
+    u64 size;
+    u64 row;
+    u64 levels;
+    u64 inverse;
+    u64 s;
+    double unit;
+    u64 seed;
+    u64 shared_seed;
+    u64 shifts;
+    u64 units;
+    u64 world_size;
+    u64 bits;
+    u64 codes;
+    u64 first_tile;
+    u64 first_piece;
+};
+
+// The last of `count` jobs whose `first` is at most `number`.
+template <u64 Job::*first>
+__device__ __forceinline__ const Job& job_of(const Job* __restrict__ jobs, u32 count, u64 number) {
+    u32 found = 0;
+    for (u32 size = count; size > 1;) {
+        u32 half = size / 2;
+        if (jobs[found + half].*first <= number) found += half;
+        size -= half;
+    }
+    return jobs[found];
 }
