@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 PEERS := $(VENV)/bench
 ADAPTERS := $(VENV)/adapters
+RAY := $(VENV)/ray
+DEPLOY := $(VENV)/deploy
 PACKAGES := kernels service clients/python
 METADATA := $(PACKAGES:%=%/pyproject.toml)
 LOCKS := build dev service-cpu service-gpu
@@ -16,7 +18,7 @@ TEST_WORKERS ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-docker test-adapters test-benchmarks test-gpu demo train check audit sbom format bench bench-peers fuzz soak up down lock clean
+.PHONY: help setup serve test test-docker test-adapters test-ray test-deploy test-benchmarks test-gpu demo train check audit sbom format bench bench-peers compare conform fuzz soak up down manifests lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,9 +35,9 @@ $(STAMP): requirements/dev.txt $(METADATA)
 serve: setup ## start the service on 127.0.0.1:8000 (QUIVER_HOST, QUIVER_PORT)
 	@exec $(BIN)/python -m quiver_service
 
-test: setup ## run the tests, except those of the next four (ARGS= goes to pytest)
+test: setup ## run the tests, except those of the next six (ARGS= goes to pytest)
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) -m "not docker and not gpu and not benchmarks" $(ARGS)
-	@echo "Not among these, commands of their own: make test-docker, make test-adapters, make test-benchmarks, make test-gpu."
+	@echo "Not among these, commands of their own: make test-docker, make test-adapters, make test-ray, make test-deploy, make test-benchmarks, make test-gpu."
 
 test-docker: setup ## build the image and test the container
 	$(BIN)/python -m pytest -m docker $(ARGS)
@@ -49,6 +51,25 @@ $(ADAPTERS)/.stamp: requirements/adapters.txt kernels/pyproject.toml clients/pyt
 	@test -x $(ADAPTERS)/bin/python || $(BIN)/python -m venv $(ADAPTERS)
 	$(ADAPTERS)/bin/python -m pip install --quiet --no-deps --no-compile --require-hashes -r requirements/adapters.txt
 	$(ADAPTERS)/bin/python -m pip install --quiet --no-deps --no-compile --no-build-isolation -e ./kernels -e ./clients/python
+	@touch $@
+
+test-ray: setup $(RAY)/.stamp ## test Ray Serve and quantization in a cluster with the real Ray
+	PYTHONDONTWRITEBYTECODE= $(RAY)/bin/python -m pytest --confcutdir=tests/ray tests/ray $(ARGS)
+
+# Apart from the tools, for its size and all that it brings. With bytecode: a node is a dozen Python processes.
+$(RAY)/.stamp: requirements/ray.txt $(METADATA) | $(STAMP)
+	@test -x $(RAY)/bin/python || $(BIN)/python -m venv $(RAY)
+	PYTHONDONTWRITEBYTECODE= $(RAY)/bin/python -m pip install --quiet --no-deps --compile --require-hashes -r requirements/ray.txt
+	$(RAY)/bin/python -m pip install --quiet --no-deps --no-compile --no-build-isolation $(PACKAGES:%=-e ./%)
+	@touch $@
+
+test-deploy: setup $(DEPLOY)/.stamp ## render the Helm chart, check it and the manifests against Kubernetes' schemas
+	PYTHONDONTWRITEBYTECODE= $(DEPLOY)/bin/python -m pytest --confcutdir=tests/deploy tests/deploy $(ARGS)
+
+# Apart from the tools: Helm and the schemas of all versions take 350 MB.
+$(DEPLOY)/.stamp: requirements/deploy.txt | $(STAMP)
+	@test -x $(DEPLOY)/bin/python || $(BIN)/python -m venv $(DEPLOY)
+	$(DEPLOY)/bin/python -m pip install --quiet --no-deps --no-compile --require-hashes -r requirements/deploy.txt
 	@touch $@
 
 test-benchmarks: setup ## run every benchmark script on small sizes and check its figures
@@ -83,6 +104,12 @@ format: setup ## let the formatter and the safe fixes rewrite the code
 bench: setup ## run the benchmarks; writes results and the tables and plots in docs/
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
+compare: setup ## compare all schemes; writes docs/schemes.md (ARGS=--registry: without measuring)
+	$(BIN)/python benchmarks/compare.py --write $(ARGS) > /dev/null
+
+conform: setup ## check that every scheme holds what it declares (ARGS= names, options)
+	$(BIN)/python -m quiver_kernels.schemes.conformance --golden tests/schemes/golden $(ARGS)
+
 bench-peers: setup $(PEERS)/.stamp ## compare with other quantizers, installed beside the tools
 	$(BIN)/python benchmarks/run.py peers
 
@@ -98,11 +125,14 @@ fuzz: setup ## break a million messages and 100,000 requests; writes its rows of
 soak: setup ## overload, restarts, kills and a long run; writes docs/reliability.* (ARGS= names, options)
 	$(BIN)/python benchmarks/reliability/run.py --write $(ARGS)
 
-up: ## build and start the container, wait until it is healthy (PROFILE=gpu for a GPU, OBS=1 for a dashboard)
+up: ## build, start, wait until healthy (PROFILE=gpu for a GPU, PROFILE=scale REPLICAS=n for several, OBS=1 for a dashboard)
 	@scripts/compose up
 
 down: ## stop the container; remove it, its network and its volumes (the image stays)
 	@scripts/compose down
+
+manifests: setup $(DEPLOY)/.stamp ## render the Helm chart into deploy/kubernetes
+	$(DEPLOY)/bin/python scripts/manifests.py
 
 lock: setup ## resolve requirements/*.in anew into the hashed locks (UPGRADE=1 takes newer versions)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/lock $(LOCKS)

@@ -16,6 +16,7 @@ from quiver_kernels.planning import BitPlan
 from quiver_kernels.quantized import QuantizedVector
 from quiver_kernels.sign import sign_quantize
 from quiver_kernels.sketch import Sketch
+from quiver_kernels.statistics import block_statistics
 from quiver_kernels.stopping import stopping_when
 from quiver_kernels.tree import QuantizedTree
 
@@ -34,6 +35,7 @@ __all__ = [
     "Stopped",
     "__version__",
     "aggregate",
+    "block_statistics",
     "dequantize",
     "expected_mse",
     "grid_levels",

@@ -131,6 +131,9 @@ def quantize(
     shared_seed: int | None = None,
     levels: ArrayLike | None = None,
     parameters: Mapping[str, object] | None = None,
+    outliers: float | None = None,
+    entropy: bool = False,
+    feedback_scale: bool = False,
     threads: int | None = 1,
 ) -> QuantizedVector:
     """Quantize `x`: choose levels, round every value without bias, pack the codes.
@@ -158,6 +161,14 @@ def quantize(
         ``given``.
     parameters
         Of another scheme that `method` names (docs/schemes.md), by name.
+    outliers
+        Keep values beyond the quantiles 1 - a and a of the vector exactly, and quantize the others
+        among them: the share a, from 0.5 to below 1, such as 0.99. None: no value is kept.
+    entropy
+        Entropy code the codes, where that makes the message shorter.
+    feedback_scale
+        Divide what methods without bias decode to by 1 + omega, omega their expected error over
+        the squared norm, so that error feedback converges. Methods that contract need no scale.
     threads
         Threads to share the passes over a large vector; None: one per processor. More than
         the caller's are started for this call only; they change nothing but the time.
@@ -187,6 +198,9 @@ def quantize(
         shared_seed=shared_seed,
         levels=levels,
         parameters=parameters,
+        outliers=outliers,
+        entropy=entropy,
+        feedback_scale=feedback_scale,
     )
     given, kept = _as_input(x), _as_weights(weights)
     with sharing.threads(threads):

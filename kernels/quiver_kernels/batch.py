@@ -45,8 +45,8 @@ from quiver_kernels.tensors import tensor_fields
 MAX_BATCH_VECTORS = 4096
 MAX_NAME_BYTES = 256
 # A vector of a request has at most 60 values that say something, names and keys among them, one of
-# an answer too.
-MAX_BATCH_ITEMS = 64 * MAX_BATCH_VECTORS
+# an answer some 80.
+MAX_BATCH_ITEMS = 96 * MAX_BATCH_VECTORS
 _SHOWN_NAME = 100
 _LEVEL_KEYS = ("bits", "num_levels")
 # What says how levels are chosen, which levels that are given exclude.

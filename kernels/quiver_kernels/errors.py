@@ -48,7 +48,7 @@ class InvalidInput(QuiverError, ValueError):
     """A well-formed request or argument that cannot be served.
 
     Codes: ``invalid_type``, ``unknown_key``, ``missing_key``, ``invalid_option``,
-    ``unsupported_dtype``, ``unsupported_version``, ``size_mismatch``,
+    ``unsupported_dtype``, ``unsupported_method``, ``unsupported_version``, ``size_mismatch``,
     ``shape_mismatch``, ``empty_vector``, ``non_finite``, ``invalid_weights``,
     ``invalid_levels``, ``invalid_codes``, ``too_many_elements``.
     """

@@ -54,6 +54,8 @@ def prepare(section: Section, weight: float, known: set[int]) -> Source:
 def _tables(vector: QuantizedVector) -> NDArray[Any] | None:
     """The decoded level tables, one row per block; None where values are no larger."""
     expected = 1 if vector.block_size is None else 2
+    if vector.is_scheme or vector.wrap is not None:
+        return None
     if vector.levels.ndim != expected or 4 * vector.levels.size > max(vector.size, 1 << 12):
         return None
     return np.atleast_2d(vector.levels).astype(WIRE_DTYPES[vector.dtype])

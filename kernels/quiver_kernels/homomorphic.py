@@ -31,6 +31,7 @@ from quiver_kernels.tensors import (
     tensor_fields,
     to_array,
 )
+from quiver_kernels.wrapping.around import require_plain
 
 ACCUMULATORS = {"int16": np.int16, "int32": np.int32, "int64": np.int64}
 WIRE_VERSION = 1
@@ -309,6 +310,9 @@ class IntegerSum:
             raise _invalid(
                 f"{where}.shape", f"must be {list(self.shape)}", list(q.shape), "shape_mismatch"
             )
+        if q.is_scheme:
+            raise _invalid(f"{where}.method", "must have codes that point into levels", q.method)
+        require_plain(q, where)
         if q.block_size is not None:
             raise _invalid(
                 f"{where}.block_size", "must be null: one table for all values", q.block_size

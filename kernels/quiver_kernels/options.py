@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from quiver_kernels.errors import InvalidInput
+from quiver_kernels.schemes import registry
+from quiver_kernels.schemes.contract import Choice, Value
+from quiver_kernels.wrapping import feedback
 
+# Methods of the backends themselves; others are schemes (`quiver_kernels.schemes`).
 METHODS = ("exact", "approx", "accelerated", "uniform", "simba")
 GRIDS = ("robust", "uniform")
 SIMBA = "simba"
@@ -31,6 +36,8 @@ GIVEN = "given"
 STREAM_FROM = 1 << 21
 # `approx` takes all values of shorter vectors for candidates.
 APPROX_FROM = 1 << 12
+# Least share of values that are not kept exactly; all is the most, and says nothing.
+MIN_OUTLIERS = 0.5
 # Drawn seeds stay exact in JSON and in JavaScript numbers.
 DRAWN_SEED_BITS = 53
 
@@ -49,7 +56,8 @@ class QuantizeOptions:
         ``exact`` (optimal levels), ``approx`` (optimal among the candidates of a grid),
         ``accelerated`` (the same optimum as ``exact``, Accelerated QUIVER) or
         ``uniform`` (equal steps) or ``simba`` (several sets of levels that both ends choose from
-        with shared random numbers: `quiver_kernels.simba`).
+        with shared random numbers: `quiver_kernels.simba`), or the name of another scheme
+        (`quiver_kernels.schemes`).
     bins
         Cells of the grid of ``approx``, 2..65536.
     grid
@@ -66,9 +74,19 @@ class QuantizeOptions:
         the unsigned 64-bit seed that all of them have: `quiver_kernels.strata`. All or None.
     levels
         The table to encode with, ascending, in place of one that is chosen; the method is
-        ``given`` then.
+        ``given`` then, or a scheme that takes a table (of levels from -1 to 1).
     level_sets
         Sets of levels of ``simba``, 2..8.
+    parameters
+        Of another scheme: each of its parameters with its value; empty for these methods.
+    outliers
+        Values beyond the quantiles 1 - a and a of the vector are kept exactly, and are clamped to
+        these before the others are quantized; a share from 0.5 to below 1; None: no value is.
+    entropy
+        Whether codes are entropy coded where that makes the message shorter.
+    feedback_scale
+        Whether decoded values of methods without bias are divided by 1 + omega, omega the expected
+        error over the squared norm: a contraction, as error feedback needs it.
     """
 
     num_levels: int
@@ -84,6 +102,10 @@ class QuantizeOptions:
     shared_seed: int | None = None
     levels: tuple[float, ...] | None = None
     level_sets: int = DEFAULT_LEVEL_SETS
+    parameters: tuple[tuple[str, Value], ...] = ()
+    outliers: float | None = None
+    entropy: bool = False
+    feedback_scale: bool = False
 
     @classmethod
     def create(
@@ -102,6 +124,10 @@ class QuantizeOptions:
         shared_seed: int | None = None,
         levels: ArrayLike | None = None,
         level_sets: int = DEFAULT_LEVEL_SETS,
+        parameters: Mapping[str, object] | None = None,
+        outliers: float | None = None,
+        entropy: bool = False,
+        feedback_scale: bool = False,
     ) -> QuantizeOptions:
         """Check every option; `InvalidInput` names the field, the limit and what was got."""
         table = None
@@ -109,25 +135,31 @@ class QuantizeOptions:
             _exclude_choice(bits, num_levels, method, block_size)
             table = level_table(levels)
             num_levels = len(table)
+        given = table is not None and method in (METHODS[0], GIVEN)
         if bits is not None and num_levels is not None:
             raise InvalidInput(
                 f"bits and num_levels exclude each other; got bits={bits}, num_levels={num_levels}",
                 code="invalid_option",
                 field="bits",
             )
-        if num_levels is None:
-            chosen = DEFAULT_BITS if bits is None else bits
-            num_levels = 1 << _integer("bits", chosen, MIN_BITS, MAX_BITS)
-        num_levels = _integer("num_levels", num_levels, MIN_LEVELS, MAX_LEVELS)
+        if bits is not None:
+            num_levels = 1 << _integer("bits", bits, MIN_BITS, MAX_BITS)
+        if num_levels is not None:
+            num_levels = _integer("num_levels", num_levels, MIN_LEVELS, MAX_LEVELS)
         if block_size is not None:
             block_size = _integer("block_size", block_size, 1, 2**63 - 1)
+        method = GIVEN if given else method
+        chosen = _chosen(method, table, num_levels, block_size, parameters)
+        num_levels = chosen.num_levels
         if seed is not None:
             seed = _integer("seed", seed, 0, MAX_SEED)
         world_size, rank, shared_seed = _together(world_size, rank, shared_seed)
+        if _truth("feedback_scale", feedback_scale):
+            feedback.require_possible(method, feedback.promises_of(method, chosen))
         return cls(
             num_levels=num_levels,
             bits=(num_levels - 1).bit_length(),
-            method=_name("method", method, METHODS) if table is None else GIVEN,
+            method=method,
             bins=_integer("bins", bins, MIN_BINS, MAX_BINS),
             grid=_name("grid", grid, GRIDS),
             block_size=block_size,
@@ -138,7 +170,35 @@ class QuantizeOptions:
             shared_seed=shared_seed,
             levels=table,
             level_sets=_integer("level_sets", level_sets, MIN_LEVEL_SETS, MAX_LEVEL_SETS),
+            parameters=tuple(chosen.parameters.items()),
+            outliers=None if outliers is None else _share("outliers", outliers),
+            entropy=_truth("entropy", entropy),
+            feedback_scale=feedback_scale,
         )
+
+    @property
+    def is_scheme(self) -> bool:
+        """Whether the method is a scheme of `quiver_kernels.schemes`, not one of the backends'."""
+        return self.method not in METHODS and self.method != GIVEN
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether codes point straight into one table for each block."""
+        return self.method != SIMBA and not self.is_scheme and not self.is_wrapped
+
+    @property
+    def is_wrapped(self) -> bool:
+        """Whether anything goes around the method (`quiver_kernels.wrapping`)."""
+        return self.outliers is not None or self.entropy or self.feedback_scale
+
+    def without_wrappers(self) -> QuantizeOptions:
+        """The same for the method alone."""
+        return replace(self, outliers=None, entropy=False, feedback_scale=False)
+
+    @property
+    def choice(self) -> Choice:
+        """What a scheme is told."""
+        return Choice(self.num_levels, self.block_size, dict(self.parameters), self.levels)
 
     @property
     def spaces_evenly(self) -> bool:
@@ -156,6 +216,30 @@ class QuantizeOptions:
         if self.seed is not None:
             return self
         return replace(self, seed=draw_seed())
+
+
+def _chosen(
+    method: object,
+    table: tuple[float, ...] | None,
+    num_levels: int | None,
+    block_size: int | None,
+    parameters: Mapping[str, object] | None,
+) -> Choice:
+    """Number of levels, block size and parameters, checked against what the method takes."""
+    if method in METHODS or (method == GIVEN and table is not None):
+        for parameter in parameters or {}:
+            raise InvalidInput(
+                f"method {method} has no parameters; got {parameter[:40]!r}",
+                code="invalid_option",
+                field="parameters",
+            )
+        return Choice(1 << DEFAULT_BITS if num_levels is None else num_levels, block_size)
+    scheme = registry.find(method) if isinstance(method, str) else None
+    if scheme is None:
+        # Refused, with all names.
+        _name("method", method, registry.names())
+        raise AssertionError(method)
+    return registry.choice_of(scheme, num_levels, block_size, parameters or {}, table)
 
 
 def draw_seed() -> int:
@@ -223,11 +307,16 @@ def level_table(levels: ArrayLike) -> tuple[float, ...]:
 def _exclude_choice(
     bits: int | None, num_levels: int | None, method: str, block_size: int | None
 ) -> None:
-    """Refuse options that say how levels are chosen beside levels; a default says nothing."""
+    """Refuse options that say how levels are chosen beside levels; a default says nothing.
+
+    A scheme may take levels as a table that many share (`registry.choice_of` asks it).
+    """
+    if method not in (*METHODS, GIVEN):
+        block_size = None
     chosen = {
         "bits": bits,
         "num_levels": num_levels,
-        "method": None if method in (METHODS[0], GIVEN) else method,
+        "method": method if method in METHODS[1:] else None,
         "block_size": block_size,
     }
     for name, value in chosen.items():
@@ -255,6 +344,33 @@ def _integer(field: str, value: int, low: int, high: int) -> int:
             field=field,
         )
     return number
+
+
+def _truth(field: str, value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise InvalidInput(
+        f"{field} must be true or false; got {type(value).__name__}",
+        code="invalid_type",
+        field=field,
+    )
+
+
+def _share(field: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise InvalidInput(
+            f"{field} must be a number from {MIN_OUTLIERS} to below 1; got {type(value).__name__}",
+            code="invalid_type",
+            field=field,
+        )
+    if not MIN_OUTLIERS <= value < 1:
+        got = _shown(int(value)) if isinstance(value, int) else f"{float(value)!r}"
+        raise InvalidInput(
+            f"{field} must be a number from {MIN_OUTLIERS} to below 1; got {got}",
+            code="invalid_option",
+            field=field,
+        )
+    return float(value)
 
 
 def _shown(number: int) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from quiver_kernels.allocation import Allocation, Choice, allocate
@@ -22,9 +23,14 @@ from quiver_kernels.options import (
     QuantizeOptions,
 )
 from quiver_kernels.packing import packed_size
+from quiver_kernels.quantized import QuantizedVector
+from quiver_kernels.schemes import registry
 from quiver_kernels.wire import LevelsResult
 
 _MAX_BYTES = 2**62
+# Sizes and errors of messages are told by those of this seed.
+_SEED = 0
+_CHUNK = 1 << 18
 ALL_BITS = tuple(range(MIN_BITS, MAX_BITS + 1))
 
 
@@ -37,7 +43,7 @@ class Candidate:
     bits, method
         Of the quantization; None: the values as they are.
     nbytes
-        Bytes of codes and levels, or of the values.
+        Bytes of codes, levels and side information, or of the values.
     error
         Expected squared error of the vector, in squared units: the objective itself, computed
         from the levels and all values.
@@ -182,24 +188,77 @@ class Ways:
                 device=device,
             )
             for method in methods
-            for width in bits
+            for width in _widths(method, bits)
         )
         return cls(options, raw)
 
-    def curve(self, x: NDArray[Any], results: Sequence[LevelsResult]) -> ErrorCurve:
-        """The curve of `x` from the levels found by `options`."""
+    def curve(
+        self, x: NDArray[Any], results: Sequence[LevelsResult | QuantizedVector]
+    ) -> ErrorCurve:
+        """The curve of `x` from what `measured` found by each of `options`."""
         found = [
-            Candidate(
-                bits=options.bits,
-                method=options.method,
-                nbytes=packed_size(x.size, options.bits, options.block_size) + result.levels.nbytes,
-                error=max(result.expected_mse * x.size, 0.0),
-            )
+            _candidate(x, options, result)
             for options, result in zip(self.options, results, strict=True)
         ]
         if self.raw:
             found.append(Candidate(None, None, x.nbytes, 0.0))
         return ErrorCurve(x.size, wire_name(x.dtype), tuple(found))
+
+
+class Measuring(Protocol):
+    """What a backend does to tell a candidate's size and error."""
+
+    def levels(
+        self, x: NDArray[Any], options: QuantizeOptions, weights: NDArray[Any] | None
+    ) -> LevelsResult:
+        """Levels, with their expected error."""
+        ...
+
+    def quantize(
+        self, x: NDArray[Any], options: QuantizeOptions, weights: NDArray[Any] | None
+    ) -> QuantizedVector:
+        """A message."""
+        ...
+
+
+def measured(
+    backend: Measuring, x: NDArray[Any], options: QuantizeOptions
+) -> LevelsResult | QuantizedVector:
+    """What tells size and error of `x` by `options`: levels, or a scheme's message itself."""
+    if options.is_scheme:
+        return backend.quantize(x, replace(options, seed=_SEED), None)
+    return backend.levels(x, options, None)
+
+
+def _widths(method: str, bits: Sequence[int]) -> Sequence[int]:
+    """Of these numbers of bits, those that a method takes; all, to be refused, if it takes none."""
+    scheme = None if method in METHODS or not isinstance(method, str) else registry.find(method)
+    if scheme is None:
+        return bits
+    taken = [width for width in bits if width in ALL_BITS and 1 << width in scheme.level_counts]
+    return taken or bits
+
+
+def _candidate(
+    x: NDArray[Any], options: QuantizeOptions, result: LevelsResult | QuantizedVector
+) -> Candidate:
+    if isinstance(result, QuantizedVector):
+        nbytes, error = result.nbytes, result.vnmse * _squared_norm(x)
+    else:
+        nbytes = packed_size(x.size, options.bits, options.block_size) + result.levels.nbytes
+        error = result.expected_mse * x.size
+    return Candidate(options.bits, options.method, nbytes, max(error, 0.0))
+
+
+def _squared_norm(x: NDArray[Any]) -> float:
+    """In chunks, so that no copy of a long vector is made."""
+    flat = x.reshape(-1)
+    with np.errstate(over="ignore", under="ignore"):
+        parts = [
+            float(np.sum(flat[start : start + _CHUNK].astype(np.float64) ** 2))
+            for start in range(0, flat.size, _CHUNK)
+        ]
+    return math.fsum(parts)
 
 
 def choose(curves: Mapping[str, ErrorCurve], budget: Budget | None) -> BitPlan:

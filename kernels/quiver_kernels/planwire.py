@@ -19,14 +19,15 @@ from quiver_kernels.batch import (
 )
 from quiver_kernels.errors import InvalidInput
 from quiver_kernels.framing import Buffer, Segment, pack
-from quiver_kernels.options import METHODS, QuantizeOptions
+from quiver_kernels.options import QuantizeOptions
 from quiver_kernels.planning import BitPlan, Budget, Candidate, ErrorCurve, Ways
 from quiver_kernels.quantized import WIRE_VERSION, decode_validated
 from quiver_kernels.request import ArrayMessage, read_request
 from quiver_kernels.tensors import tensor_fields
 
 # A curve has 8 bits by all methods and the values themselves, four numbers each.
-MAX_PLAN_ITEMS = (20 + 4 * (8 * len(METHODS) + 1)) * MAX_BATCH_VECTORS
+_MAX_METHODS = 64
+MAX_PLAN_ITEMS = (20 + 4 * (8 * _MAX_METHODS + 1)) * MAX_BATCH_VECTORS
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ input of ``/dequantize`` and ``/aggregate``.
 
 from __future__ import annotations
 
+import importlib
 import math
 import re
 from collections.abc import Mapping
@@ -32,13 +33,18 @@ from quiver_kernels.options import (
     MAX_LEVEL_SETS,
     MAX_LEVELS,
     MAX_SEED,
+    METHODS,
     MIN_BITS,
     MIN_LEVEL_SETS,
     MIN_LEVELS,
     SIMBA,
 )
 from quiver_kernels.packing import num_blocks, packed_size, unpack_codes
+from quiver_kernels.schemes import registry, sidewire
+from quiver_kernels.schemes.contract import Choice, Coded, Value
 from quiver_kernels.tensors import TensorMessage, byte_view, check_shape, tensor_fields, to_array
+from quiver_kernels.wrapping import parts
+from quiver_kernels.wrapping.parts import Wrap, WrapMessage
 
 WIRE_VERSION = 1
 _MAX_NAME = 32
@@ -77,6 +83,14 @@ class QuantizedVector:
     level_sets
         Number of level sets l of method ``simba``: `levels` has shape (l, s), and which row an
         element's code points into follows from `seed` (`quiver_kernels.simba`). None otherwise.
+    parameters
+        Of a scheme (`quiver_kernels.schemes`), which alone can read `codes` and `side` then; None:
+        codes are packed and point into `levels`, as above.
+    side
+        A scheme's side information by name, flat arrays.
+    wrap
+        What wrappers add (`quiver_kernels.wrapping`): values kept exactly, a scale, and whether
+        `codes` are entropy coded; None: nothing.
     """
 
     method: str
@@ -92,6 +106,14 @@ class QuantizedVector:
     device: str = "cpu"
     timings_ms: Mapping[str, float] = field(default_factory=dict)
     level_sets: int | None = None
+    parameters: Mapping[str, Value] | None = None
+    side: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    wrap: Wrap | None = None
+
+    @property
+    def is_scheme(self) -> bool:
+        """Whether a scheme alone can read codes and side information."""
+        return self.parameters is not None
 
     @property
     def size(self) -> int:
@@ -99,17 +121,37 @@ class QuantizedVector:
         return math.prod(self.shape)
 
     @property
+    def is_plain(self) -> bool:
+        """Whether packed codes point straight into one table for each block."""
+        return self.level_sets is None and not self.is_scheme and self.wrap is None
+
+    @property
+    def coded(self) -> Coded:
+        """The parts that a scheme decodes."""
+        choice = Choice(self.num_levels, self.block_size, self.parameters or {})
+        parts = (self.levels, self.codes, self.side)
+        return Coded(self.size, self.dtype, choice, self.seed, *parts)
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of codes and levels."""
-        return int(self.codes.nbytes + self.levels.nbytes)
+        """Bytes of codes, levels, side information and what wrappers add."""
+        side = sum(part.nbytes for part in self.side.values())
+        added = 0 if self.wrap is None else self.wrap.nbytes
+        return int(self.codes.nbytes + self.levels.nbytes + side + added)
 
     @property
     def bits_per_value(self) -> float:
-        """Bits per value with the level tables counted."""
+        """Bits per value with level tables and side information counted."""
         return 8 * self.nbytes / self.size
 
     def indices(self) -> NDArray[np.uint8]:
-        """The codes unpacked, one uint8 per value, in the vector's shape."""
+        """The codes unpacked, one uint8 per value, in the vector's shape.
+
+        Not of schemes, nor of entropy coded ones.
+        """
+        _require(not self.is_scheme, "method", "must have packed codes", self.method)
+        coded = self.wrap is not None and self.wrap.entropy is not None
+        _require(not coded, "codes", "must be packed", "entropy coded ones")
         flat = unpack_codes(self.codes, self.size, self.bits, self.block_size)
         return flat.reshape(self.shape)
 
@@ -139,6 +181,8 @@ def quantized_fields(q: QuantizedVector) -> dict[str, Any]:
     """The message's map, for `framing.pack`; levels and codes are views."""
     # Only where it says something: messages of other methods stay what they were.
     sets = {} if q.level_sets is None else {"level_sets": q.level_sets}
+    scheme = {} if q.parameters is None else sidewire.fields(q.parameters, q.side)
+    wrap = {} if q.wrap is None else {"wrap": parts.fields(q.wrap)}
     return {
         "v": WIRE_VERSION,
         "method": q.method,
@@ -152,6 +196,8 @@ def quantized_fields(q: QuantizedVector) -> dict[str, Any]:
         "device": q.device,
         "timings_ms": dict(q.timings_ms),
         **sets,
+        **scheme,
+        **wrap,
         "levels": tensor_fields(q.levels, "levels"),
         "codes": byte_view(q.codes),
     }
@@ -174,6 +220,9 @@ class QuantizedMessage(msgspec.Struct, forbid_unknown_fields=True):
     device: str = "cpu"
     timings_ms: dict[str, float] = {}
     level_sets: int | None = None
+    parameters: dict[str, bool | int | float | str] | None = None
+    side: dict[str, tuple[str, memoryview]] | None = None
+    wrap: WrapMessage | None = None
 
 
 _DECODER = msgspec.msgpack.Decoder(QuantizedMessage)
@@ -228,8 +277,12 @@ def from_message(m: QuantizedMessage, where: str = "") -> QuantizedVector:
     size = math.prod(shape)
     _require(size > 0, f"{where}shape", "must hold at least one value", m.shape, "empty_vector")
     from_wire(m.dtype, f"{where}dtype")
+    if m.parameters is not None:
+        return _of_scheme(m, shape, where)
+    _require(m.side is None, f"{where}side", "needs parameters", "none", "missing_key")
     levels = _levels(m, size, where)
-    codes = _codes(m, size, where)
+    wrap = None if m.wrap is None else parts.read(m.wrap, size, m.dtype, where)
+    codes = _codes(m, size, wrap, where)
     return QuantizedVector(
         method=m.method,
         bits=m.bits,
@@ -244,7 +297,79 @@ def from_message(m: QuantizedMessage, where: str = "") -> QuantizedVector:
         device=m.device,
         timings_ms=m.timings_ms,
         level_sets=m.level_sets,
+        wrap=wrap,
     )
+
+
+def _of_scheme(m: QuantizedMessage, shape: tuple[int, ...], where: str) -> QuantizedVector:
+    """The vector of a message that a scheme reads, checked by it."""
+    scheme = registry.find(m.method) if m.method not in METHODS else None
+    if scheme is None or m.parameters is None:
+        raise InvalidInput(
+            f"{where}method must be a scheme where there are parameters; got {m.method!r}",
+            code="unsupported_method",
+            field=f"{where}method",
+        )
+    name = f"{where}levels"
+    levels = to_array(m.levels, name)
+    wanted = levels_dtype(m.dtype).name
+    _require(
+        m.levels.dtype == wanted,
+        f"{name}.dtype",
+        f"must be {wanted} for {m.dtype} vectors",
+        m.levels.dtype[:40],
+        "unsupported_dtype",
+    )
+    _require(
+        levels.shape in {(0,), (m.num_levels,)},
+        f"{name}.shape",
+        f"must be [0] or [{m.num_levels}]",
+        m.levels.shape[:9],
+        "size_mismatch",
+    )
+    ascending = bool(np.isfinite(levels).all() and (levels[1:] >= levels[:-1]).all())
+    _require(ascending, name, "must be finite and ascend", "something else", "invalid_levels")
+    _require(
+        m.num_levels in scheme.level_counts,
+        f"{where}num_levels",
+        f"must be one of {registry.in_words(scheme.level_counts)}",
+        m.num_levels,
+    )
+    fewest = (m.num_levels - 1).bit_length()
+    _require(
+        m.bits == fewest, f"{where}bits", f"must be {fewest} for {m.num_levels} levels", m.bits
+    )
+    q = QuantizedVector(
+        method=m.method,
+        bits=m.bits,
+        num_levels=m.num_levels,
+        shape=shape,
+        dtype=m.dtype,
+        block_size=m.block_size,
+        seed=m.seed,
+        levels=levels,
+        codes=np.frombuffer(m.codes, dtype=np.uint8),
+        vnmse=m.vnmse,
+        device=m.device,
+        timings_ms=m.timings_ms,
+        parameters=registry.parameters_of(scheme, m.parameters),
+        side=sidewire.arrays(m.side or {}, where),
+        wrap=None if m.wrap is None else parts.read(m.wrap, math.prod(shape), m.dtype, where),
+    )
+    if q.wrap is None or q.wrap.entropy is None:
+        scheme.check(q.coded)
+        return q
+    # The scheme can check its parts when the payload is there: before it decodes.
+    most = math.ceil(scheme.message_bits(q.coded.choice, q.size) / 8)
+    _require(
+        q.wrap.entropy.size <= most,
+        f"{where}wrap.entropy.size",
+        f"must be at most {most} for {q.size} values",
+        q.wrap.entropy.size,
+        "size_mismatch",
+    )
+    _check_stream(q.codes, q.wrap.entropy, m, q.size, where)
+    return q
 
 
 def _check_ranges(m: QuantizedMessage, where: str) -> None:
@@ -350,7 +475,14 @@ def _levels(m: QuantizedMessage, size: int, where: str) -> NDArray[Any]:
     return levels
 
 
-def _codes(m: QuantizedMessage, size: int, where: str) -> NDArray[np.uint8]:
+def _codes(m: QuantizedMessage, size: int, wrap: Wrap | None, where: str) -> NDArray[np.uint8]:
+    if wrap is not None and wrap.entropy is not None:
+        stream = np.frombuffer(m.codes, dtype=np.uint8)
+        limit = f"must be {parts.CODES} for method {m.method}"
+        symbols = wrap.entropy.symbols
+        _require(symbols == parts.CODES, f"{where}wrap.entropy.symbols", limit, symbols)
+        _check_stream(stream, wrap.entropy, m, size, where)
+        return stream
     expected = packed_size(size, m.bits, m.block_size)
     _require(
         m.codes.nbytes == expected,
@@ -360,6 +492,15 @@ def _codes(m: QuantizedMessage, size: int, where: str) -> NDArray[np.uint8]:
         "size_mismatch",
     )
     return np.frombuffer(m.codes, dtype=np.uint8)
+
+
+def _check_stream(
+    stream: NDArray[np.uint8], how: parts.Packed, m: QuantizedMessage, size: int, where: str
+) -> None:
+    """Refuse an entropy coded payload whose sizes do not fit."""
+    # By name: what decodes it stands above, among the kernels.
+    module = importlib.import_module("quiver_kernels.wrapping.payload")
+    module.check(stream, how, size, m.bits, m.block_size, where)
 
 
 def _require(holds: bool, name: str, limit: str, got: object, code: str = "invalid_option") -> None:

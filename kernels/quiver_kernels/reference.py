@@ -38,6 +38,7 @@ from quiver_kernels.schemes import coding as schemes
 from quiver_kernels.simba import shared_sets
 from quiver_kernels.strata import Strata
 from quiver_kernels.wire import LevelsResult
+from quiver_kernels.wrapping import around
 
 _MAX_CANDIDATES = 4096
 
@@ -219,6 +220,8 @@ class ReferenceBackend:
         self, x: NDArray[Any], options: QuantizeOptions, weights: NDArray[Any] | None
     ) -> QuantizedVector:
         """See `dispatch.Backend`; O(s n^2) per table."""
+        if options.is_wrapped:
+            return around.quantize(self.quantize, self.dequantize, x, options, weights)
         if options.is_scheme:
             return schemes.quantize(x, options, weights)
         options = options.with_seed()
@@ -267,6 +270,8 @@ class ReferenceBackend:
 
     def dequantize(self, q: QuantizedVector, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """See `dispatch.Backend`."""
+        if q.wrap is not None:
+            return around.dequantize(self.dequantize, q, out)
         if q.is_scheme:
             return _in(out, schemes.decode(q))
         return _in(out, _decoded(q, WIRE_DTYPES[q.dtype]).reshape(q.shape))
@@ -279,7 +284,7 @@ class ReferenceBackend:
     ) -> NDArray[Any]:
         """See `dispatch.Backend`."""
         shares = check_aggregate(vectors, weights)
-        if any(q.is_scheme for q in vectors):
+        if any(q.is_scheme or q.wrap is not None for q in vectors):
             dtype = mean_dtype(vectors)
             return _in(out, schemes.mean(vectors, shares, dtype, self.dequantize))
         total = np.zeros(vectors[0].size)
@@ -300,6 +305,7 @@ class ReferenceBackend:
         totals: Sequence[NDArray[np.int64]],
     ) -> None:
         """See `dispatch.Backend`."""
+        around.require_plain(q)
         codes = _checked_codes(q)[start:stop]
         rows: NDArray[Any] = np.arange(start, stop) // (q.block_size or q.size)
         if q.level_sets is not None:

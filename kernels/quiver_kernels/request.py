@@ -11,7 +11,13 @@ from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
 from quiver_kernels.errors import InvalidInput
-from quiver_kernels.options import DEFAULT_GRID, DEFAULT_LEVEL_SETS, GIVEN, QuantizeOptions
+from quiver_kernels.options import (
+    DEFAULT_GRID,
+    DEFAULT_LEVEL_SETS,
+    GIVEN,
+    METHODS,
+    QuantizeOptions,
+)
 from quiver_kernels.tensors import TensorMessage, tensor_fields, to_array, vector_from_bin
 
 MAX_LIST_NUMBERS = 10_000
@@ -44,6 +50,10 @@ class OptionsMessage(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     shared_seed: int | UnsetType | None = UNSET
     levels: TensorMessage | UnsetType | None = UNSET
     level_sets: int | UnsetType = UNSET
+    parameters: dict[str, bool | int | float | str] | UnsetType = UNSET
+    outliers: float | UnsetType | None = UNSET
+    entropy: bool | UnsetType = UNSET
+    feedback_scale: bool | UnsetType = UNSET
 
     def given(self) -> dict[str, Any]:
         """The options that are there, null among them."""
@@ -51,7 +61,7 @@ class OptionsMessage(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         options = {name: value for name, value in found if value is not UNSET}
         if isinstance(self.levels, TensorMessage):
             options["levels"] = to_array(self.levels, "levels")
-            if options.get("method", GIVEN) != GIVEN:
+            if options.get("method", GIVEN) in METHODS:
                 raise InvalidInput(
                     f"levels and method exclude each other; got levels and method={self.method!r}",
                     code="invalid_option",
@@ -122,8 +132,13 @@ def option_fields(options: QuantizeOptions) -> dict[str, Any]:
         del fields["grid"]
     if options.level_sets == DEFAULT_LEVEL_SETS:
         del fields["level_sets"]
-    for name in ("world_size", "rank", "shared_seed"):
+    if not options.parameters:
+        del fields["parameters"]
+    for name in ("world_size", "rank", "shared_seed", "outliers"):
         if fields[name] is None:
+            del fields[name]
+    for name in ("entropy", "feedback_scale"):
+        if not fields[name]:
             del fields[name]
     return with_levels(fields, options)
 
@@ -137,7 +152,9 @@ def with_levels(fields: dict[str, Any], options: QuantizeOptions) -> dict[str, A
     with np.errstate(over="ignore"):
         narrow = table.astype(np.float32)
     table = narrow if np.array_equal(narrow, table) else table
-    choice = ("bits", "num_levels", "method", "block_size")
+    choice = {"bits", "num_levels"}
+    if not options.is_scheme:
+        choice |= {"method", "block_size"}
     kept = {name: value for name, value in kept.items() if name not in choice}
     return {**kept, "levels": tensor_fields(table, "levels")}
 
@@ -157,4 +174,8 @@ def all_option_fields(options: QuantizeOptions) -> dict[str, Any]:
         "shared_seed": options.shared_seed,
         "levels": options.levels,
         "level_sets": options.level_sets,
+        "parameters": dict(options.parameters),
+        "outliers": options.outliers,
+        "entropy": options.entropy,
+        "feedback_scale": options.feedback_scale,
     }

@@ -5,7 +5,7 @@ seed, and the element takes output word ``index % 4`` (Salmon et al., SC 2011).
 
 Other numbers come from the same generator, out of counters that no element has: word 2 is 1
 for the seeds of the vectors of a batch, and 2 for what workers share of their rounding
-(`strata`); and 3 for the level sets of `simba`.
+(`strata`); 3 for the level sets of `simba`; and 4 for the signs of `schemes.rotation`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ STRATA_STREAM = 2
 """Counter word 2 of the words that `strata` draws."""
 SETS_STREAM = 3
 """Counter word 2 of the words that `simba` draws."""
+ROTATION_STREAM = 4
+"""Counter word 2 of the words whose bits are the signs of `schemes.rotation`."""
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)

@@ -48,6 +48,13 @@ from quiver_kernels.request import (
     option_fields,
     read_request,
 )
+from quiver_kernels.schemes import querying
+from quiver_kernels.statisticswire import (
+    StatisticsMessage,
+    StatisticsRequest,
+    statistics_fields,
+    statistics_requested,
+)
 from quiver_kernels.tensors import TensorMessage, tensor_fields, to_array
 
 __all__ = [
@@ -66,6 +73,7 @@ __all__ = [
     "QuantizeRequest",
     "QuantizedBatch",
     "SketchLevelsRequest",
+    "StatisticsRequest",
     "check_granularity",
     "decode_aggregate_request",
     "decode_batch",
@@ -81,6 +89,7 @@ __all__ = [
     "encode_map",
     "encode_quantize_request",
     "encode_sketch_levels_request",
+    "encode_statistics_request",
     "encode_tensor",
     "naming_sketch",
     "quantize_request_from_raw",
@@ -171,6 +180,7 @@ class _LevelsMessage(OptionsMessage, forbid_unknown_fields=True, kw_only=True):
     weights: ArrayMessage | None = None
     sketches: list[memoryview] | UnsetType = UNSET
     granularity: int | str | UnsetType | None = UNSET
+    statistics: StatisticsMessage | UnsetType = UNSET
 
 
 class _AggregateMessage(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -267,19 +277,26 @@ def quantize_request_from_raw(data: Buffer, query: Sequence[tuple[str, str]]) ->
                 f"query parameter {key[:40]!r} is given twice", code="duplicate_key"
             )
         given[key] = value
+    given, texts = querying.split(given)
     try:
         options = msgspec.convert(given, OptionsMessage, strict=False)
     except (msgspec.ValidationError, UnicodeEncodeError) as error:
         raise schema_error(error) from None
+    if texts:
+        options.parameters = querying.values(options.method, texts)
     return read_request(memoryview(data).cast("B"), None, options.checked())
 
 
-def decode_levels_request(data: Buffer) -> LevelsRequest | SketchLevelsRequest:
+def decode_levels_request(
+    data: Buffer,
+) -> LevelsRequest | SketchLevelsRequest | StatisticsRequest:
     """Read a request of ``/levels``: the keys of ``/quantize`` without those of rounding.
 
-    Or a list of sketches in place of the vector.
+    Or a list of sketches, or statistics, in place of the vector.
     """
     message: _LevelsMessage = decode_validated(data, _LEVELS_REQUEST)
+    if not isinstance(message.statistics, UnsetType):
+        return _statistics_requested(message, message.statistics)
     if not isinstance(message.sketches, UnsetType):
         return _sketches_requested(message, message.sketches)
     if message.seed is not UNSET and message.seed is not None:
@@ -288,8 +305,8 @@ def decode_levels_request(data: Buffer) -> LevelsRequest | SketchLevelsRequest:
             code="invalid_option",
             field="seed",
         )
-    for name in ("world_size", "rank", "shared_seed"):
-        if getattr(message, name) not in (UNSET, None):
+    for name in ("world_size", "rank", "shared_seed", "outliers", "entropy", "feedback_scale"):
+        if getattr(message, name) not in (UNSET, None, False):
             raise InvalidInput(
                 f"{name} has no meaning for /levels: it is about rounding",
                 code="invalid_option",
@@ -309,10 +326,23 @@ def decode_levels_request(data: Buffer) -> LevelsRequest | SketchLevelsRequest:
         )
     if isinstance(message.vector, UnsetType):
         raise InvalidInput(
-            "vector, or sketches, is required; got neither", code="missing_key", field="vector"
+            "vector, sketches or statistics are required; got none of them",
+            code="missing_key",
+            field="vector",
         )
     request = read_request(message.vector, message.weights, message.checked())
     return LevelsRequest(request.vector, request.weights, request.options)
+
+
+def _statistics_requested(
+    message: _LevelsMessage, statistics: StatisticsMessage
+) -> StatisticsRequest:
+    for name in ("vector", "weights", "sketches", "granularity"):
+        if getattr(message, name) not in (UNSET, None):
+            raise InvalidInput(
+                f"statistics exclude {name}; got both", code="invalid_option", field=name
+            )
+    return statistics_requested(statistics, message.given())
 
 
 def _sketches_requested(message: _LevelsMessage, sketches: list[memoryview]) -> SketchLevelsRequest:
@@ -477,6 +507,13 @@ def encode_sketch_levels_request(
         fields["granularity"] = granularity
     fields["sketches"] = [memoryview(data) for data in sketches]
     return pack(fields)
+
+
+def encode_statistics_request(request: StatisticsRequest) -> list[Segment]:
+    """The request of ``POST /levels`` from statistics."""
+    options = option_fields(request.options)
+    names = ("num_levels", "method", "parameters")
+    return pack({**{name: options[name] for name in names}, **statistics_fields(request)})
 
 
 def encode_aggregate_request(

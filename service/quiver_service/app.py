@@ -66,6 +66,8 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         lifespan=_lifespan(services),
         redirect_slashes=False,
         exception_handlers={HTTPException: _as_service_error},
+        # Spans and metrics are the service's own (`tracing`, `metrics`).
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.services = services
     app.include_router(routes.router)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from quiver_kernels.options import GIVEN, SIMBA, QuantizeOptions
 from quiver_kernels.planwire import PlanRequest
 from quiver_kernels.quantized import QuantizedVector
+from quiver_kernels.schemes.normed.statistics import MOST_PARTS
 from quiver_kernels.treerequest import TreesRequest
 from quiver_kernels.wire import (
     AggregateRequest,
@@ -18,6 +19,7 @@ from quiver_kernels.wire import (
     LevelsRequest,
     QuantizeRequest,
     SketchLevelsRequest,
+    StatisticsRequest,
 )
 
 
@@ -38,6 +40,7 @@ class Sizes:
 
 
 SIZES = Sizes()
+NONE_TINY = Sizes(tiny=0)
 
 # The dynamic programme of `accelerated` looks at every value several times per level.
 _ACCELERATED = 16
@@ -45,10 +48,17 @@ _ACCELERATED = 16
 _PER_SET_LEVEL = 1 << 14
 # Rounding, packing, decoding: per value.
 _PER_VALUE = 2
+# The same by a scheme, which may search, rotate, or go along a trellis.
+_PER_SCHEME_VALUE, _PER_SCHEME_DECODED = 64, 16
+# Outliers and entropy coding, and back.
+_PER_WRAPPED, _PER_UNWRAPPED = 64, 32
 # Adding exactly: per value.
 _PER_SUM = 3
 # Reading a row of a sketch and merging it with others.
 _PER_ROW = 250
+# A block's part in the model of statistics; an entry of a table that is fitted to it, per part.
+_PER_BLOCK = 8
+_PER_ENTRY = 256
 # Reading, checking and writing a vector of a batch, however small.
 _PER_VECTOR = 1 << 14
 # Its part in the search for the best combination.
@@ -63,6 +73,11 @@ def of_quantize(request: QuantizeRequest | LevelsRequest) -> int:
 def of_sketch_levels(request: SketchLevelsRequest) -> int:
     """Effort of ``/levels`` from sketches: reading, merging and searching."""
     return request.rows * (_PER_ROW + request.num_levels)
+
+
+def of_statistics(request: StatisticsRequest) -> int:
+    """Effort of ``/levels`` from statistics: the model of the blocks, then steps of all levels."""
+    return request.size * _PER_BLOCK + MOST_PARTS * request.options.num_levels * _PER_ENTRY
 
 
 def of_batch(request: BatchRequest) -> int:
@@ -81,12 +96,13 @@ def of_plan(request: PlanRequest) -> int:
 
 def of_dequantize(q: QuantizedVector) -> int:
     """Effort of ``/dequantize``."""
-    return q.size * _PER_VALUE
+    unwrapping = 0 if q.wrap is None else _PER_UNWRAPPED
+    return q.size * (unwrapping + (_PER_SCHEME_DECODED if q.is_scheme else _PER_VALUE))
 
 
 def of_aggregate(request: AggregateRequest) -> int:
     """Effort of ``/aggregate``."""
-    decoding = sum(q.size for q in request.vectors) * _PER_VALUE
+    decoding = sum(map(of_dequantize, request.vectors))
     if request.quantize is None:
         return decoding
     return decoding + _of_vector(max(q.size for q in request.vectors), request.quantize)
@@ -106,10 +122,14 @@ def of_trees(request: TreesRequest) -> int:
 
 
 def _of_vector(size: int, options: QuantizeOptions) -> int:
+    if options.is_wrapped:
+        return size * _PER_WRAPPED + _of_vector(size, options.without_wrappers())
     rounding = size * _PER_VALUE
     if options.device == "gpu":
         # Not on this thread, whatever the size.
         return SIZES.tiny + rounding
+    if options.is_scheme:
+        return size * _PER_SCHEME_VALUE
     if options.method in ("uniform", GIVEN):
         return rounding
     if options.method == SIMBA:

@@ -54,6 +54,7 @@ ERROR_KINDS: Mapping[str, ErrorKind] = {
     "missing_key": _INVALID,
     "invalid_option": _INVALID,
     "unsupported_dtype": _INVALID,
+    "unsupported_method": _INVALID,
     "unsupported_version": _INVALID,
     "size_mismatch": _INVALID,
     "shape_mismatch": _INVALID,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from quiver_kernels.options import APPROX_FROM, SIMBA, QuantizeOptions
 from quiver_kernels.packing import num_blocks, packed_size
 from quiver_kernels.planwire import PlanRequest
 from quiver_kernels.quantized import QuantizedVector
+from quiver_kernels.schemes.coding import scheme_of
 from quiver_kernels.stopping import STEP
 from quiver_kernels.tree import QuantizedTree, RawSection, Section
 from quiver_kernels.treerequest import TreesRequest
@@ -23,7 +25,9 @@ from quiver_kernels.wire import (
     LevelsRequest,
     QuantizeRequest,
     SketchLevelsRequest,
+    StatisticsRequest,
 )
+from quiver_kernels.wrapping import around
 
 # What the CPU's kernels take, measured (benchmarks/reliability/reckoning.py). Optimal levels of a
 # sorted copy, or of a vector that is gone through in passes, are searched for among cells; wherever
@@ -52,6 +56,8 @@ _GROUP_BYTES, _GROUP_BYTES_PER_VALUE = 6 << 20, 8
 # Rows of sketches are read, merged some at a time, and searched; a grid has so many points at most.
 _ROW_BYTES = 512
 _MERGED_ROWS = 1 << 20
+# Means, variances, norms and weights as float64, and the order of weights.
+_STATISTIC_BYTES = 96
 _SKETCH_GRID_BYTES = 24 << 20
 # Level tables are made as float64.
 _TABLE_WORKING_BYTES = 12
@@ -123,6 +129,14 @@ def of_sketch_levels(request: SketchLevelsRequest) -> Footprint:
     )
 
 
+def of_statistics(request: StatisticsRequest) -> Footprint:
+    """Footprint of ``/levels`` from statistics: some numbers for each block."""
+    return Footprint(
+        output=request.options.num_levels * np.dtype(np.float64).itemsize,
+        working=_STATISTIC_BYTES * request.size,
+    )
+
+
 def of_plan(request: PlanRequest) -> Footprint:
     """Footprint of ``/plan``: a row for each candidate; one vector is solved for at a time."""
     ways, count = request.ways, len(request.vectors)
@@ -132,6 +146,10 @@ def of_plan(request: PlanRequest) -> Footprint:
     for x in request.vectors.values():
         itemsize = levels_dtype(wire_name(x.dtype)).itemsize
         for options in ways.options:
+            if options.is_scheme:
+                # The message itself is made, to be weighed.
+                one = max(one, _of_scheme(x.size, options).total)
+                continue
             needed = _working(x.size, itemsize, options, weighted=False)
             one = max(one, needed + _table_entries(x.size, options) * itemsize)
     choosing = 0 if request.budget is None else min(_CHOOSING_BYTES, count << 20)
@@ -140,7 +158,7 @@ def of_plan(request: PlanRequest) -> Footprint:
 
 def of_dequantize(q: QuantizedVector) -> Footprint:
     """Footprint of ``/dequantize``: the decoded vector and a copy of the tables."""
-    return Footprint(q.size * from_wire(q.dtype).itemsize, q.levels.nbytes)
+    return Footprint(q.size * from_wire(q.dtype).itemsize, _decoding(q))
 
 
 def of_aggregate(request: AggregateRequest) -> Footprint:
@@ -149,6 +167,10 @@ def of_aggregate(request: AggregateRequest) -> Footprint:
     dtype = max((q.dtype for q in request.vectors), key=lambda name: from_wire(name).itemsize)
     mean = size * from_wire(dtype).itemsize
     tables = sum(q.levels.size * np.dtype(np.float64).itemsize for q in request.vectors)
+    if any(q.is_scheme or q.wrap is not None for q in request.vectors):
+        # Each is decoded as a whole, and once more as float64, and added to a sum.
+        doubles = 3 * size * np.dtype(np.float64).itemsize
+        tables += doubles + max(_decoding(q) for q in request.vectors)
     if request.quantize is None:
         return Footprint(mean, tables)
     answer = _of_quantized(size, dtype, request.quantize, weighted=False)
@@ -189,10 +211,36 @@ def _section_bytes(section: Section) -> int:
     vector = section.vector
     # Where tables are about as long as the vector, it is decoded.
     decoded = vector.size * from_wire(vector.dtype).itemsize
+    if vector.wrap is not None:
+        return decoded + _decoding(vector)
     return min(_TERM_BYTES * vector.levels.size, decoded + _TERM_BYTES * _SMALL_TABLE)
 
 
+def _decoding(q: QuantizedVector) -> int:
+    """Bytes that decoding takes beside its result."""
+    unwrapping = around.dequantize_bytes(q)
+    if not q.is_scheme:
+        return unwrapping + q.levels.nbytes
+    return unwrapping + scheme_of(q.method).working_bytes(q.coded.choice, q.size)
+
+
+def _of_scheme(size: int, options: QuantizeOptions) -> Footprint:
+    """As the scheme declares them; the conformance kit holds it to that."""
+    scheme, choice = scheme_of(options.method), options.choice
+    return Footprint(
+        math.ceil(scheme.message_bits(choice, size) / 8), scheme.working_bytes(choice, size)
+    )
+
+
 def _of_quantized(size: int, dtype: str, options: QuantizeOptions, *, weighted: bool) -> Footprint:
+    if options.is_wrapped:
+        alone = _of_quantized(size, dtype, options.without_wrappers(), weighted=weighted)
+        return Footprint(
+            alone.output + around.message_bytes(size, options),
+            alone.working + around.quantize_bytes(size, options),
+        )
+    if options.is_scheme:
+        return _of_scheme(size, options)
     codes = packed_size(size, options.bits, options.block_size)
     itemsize = levels_dtype(dtype).itemsize
     tables = _table_entries(size, options) * itemsize

@@ -18,7 +18,6 @@ from quiver_kernels.options import (
     MAX_BITS,
     MAX_LEVEL_SETS,
     MAX_LEVELS,
-    METHODS,
     MIN_BINS,
     MIN_BITS,
     MIN_LEVEL_SETS,
@@ -26,6 +25,7 @@ from quiver_kernels.options import (
     QuantizeOptions,
 )
 from quiver_kernels.quantized import WIRE_VERSION
+from quiver_kernels.schemes import described, registry
 from quiver_kernels.structure import MAX_STRUCTURE_DEPTH, MAX_STRUCTURE_NODES
 from quiver_kernels.tensors import MAX_DIMENSIONS
 from quiver_kernels.tree import (
@@ -90,15 +90,18 @@ def describe(services: Services) -> dict[str, Any]:
     settings, devices = services.settings, services.engine.devices.available
     defaults = dataclasses.asdict(QuantizeOptions.create())
     del defaults["num_levels"]  # bits and num_levels exclude each other
+    defaults["parameters"] = {}
     return {
         "name": "quiver",
         "version": __version__,
         "wire_version": WIRE_VERSION,
-        "methods": list(METHODS),
+        "methods": list(registry.names()),
+        "schemes": described.schemes(),
         "grids": list(GRIDS),
         "dtypes": list(WIRE_DTYPES),
         "leaf_dtypes": list(LEAF_DTYPES),
         "devices": {name: devices.get(name, False) for name in DEVICES[1:]},
+        "dispatch": services.engine.devices.describe(),
         "media_types": list(wire.MEDIA_TYPES),
         "bits": {"min": MIN_BITS, "max": MAX_BITS},
         "num_levels": {"min": MIN_LEVELS, "max": MAX_LEVELS},

@@ -177,30 +177,38 @@ def _is_light_for_levels(upload: Upload) -> bool:
     return is_well_formed(upload.body, _LIGHT_SKETCHES)
 
 
-LevelsAsked = wire.LevelsRequest | wire.SketchLevelsRequest
+LevelsAsked = wire.LevelsRequest | wire.SketchLevelsRequest | wire.StatisticsRequest
 
 
 def _footprint_levels(request: LevelsAsked) -> Footprint:
     if isinstance(request, wire.SketchLevelsRequest):
         return footprint.of_sketch_levels(request)
+    if isinstance(request, wire.StatisticsRequest):
+        return footprint.of_statistics(request)
     return footprint.of_levels(request)
 
 
 def _effort_levels(request: LevelsAsked) -> int:
     if isinstance(request, wire.SketchLevelsRequest):
         return effort.of_sketch_levels(request)
+    if isinstance(request, wire.StatisticsRequest):
+        return effort.of_statistics(request)
     return effort.of_quantize(request)
 
 
 def _levels(engine: Engine, request: LevelsAsked) -> wire.LevelsResult:
     if isinstance(request, wire.SketchLevelsRequest):
         return engine.levels_of_sketches(request)
+    if isinstance(request, wire.StatisticsRequest):
+        return engine.levels_of_statistics(request)
     return engine.levels(request)
 
 
 def _describe_levels(request: LevelsAsked, result: wire.LevelsResult) -> Work:
     if isinstance(request, wire.SketchLevelsRequest):
         return Work(result.method, result.device, request.rows)
+    if isinstance(request, wire.StatisticsRequest):
+        return Work(result.method, result.device, request.size)
     return Work(result.method, result.device, request.vector.size)
 
 

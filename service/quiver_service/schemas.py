@@ -23,14 +23,17 @@ from quiver_kernels.options import (
     MAX_LEVELS,
     MAX_SEED,
     MAX_WORLD_SIZE,
-    METHODS,
     MIN_BINS,
     MIN_BITS,
     MIN_GRANULARITY,
     MIN_LEVEL_SETS,
     MIN_LEVELS,
+    MIN_OUTLIERS,
 )
 from quiver_kernels.quantized import WIRE_VERSION
+from quiver_kernels.schemes.contract import MAX_PARAMETERS, MAX_SIDE_PARTS
+from quiver_kernels.schemes.registry import BUILT_IN
+from quiver_kernels.statisticswire import MAX_STATISTICS
 from quiver_kernels.structure import MAX_STRUCTURE_DEPTH
 from quiver_kernels.tensors import MAX_DIMENSIONS
 from quiver_kernels.tree import (
@@ -50,6 +53,7 @@ from quiver_kernels.wire import (
     MAX_SKETCHES,
     MEDIA_TYPES,
 )
+from quiver_kernels.wrapping.parts import BYTES, CODES
 from quiver_service.errors import ERROR_KINDS
 from quiver_service.negotiation import JSON, OCTETS, PROBLEM_JSON
 
@@ -116,13 +120,14 @@ _OPTIONS: Json = {
     },
     "method": {
         "type": "string",
-        "enum": list(METHODS),
+        "enum": list(BUILT_IN),
         "default": "exact",
         "description": "`exact`: provably optimal levels. `accelerated`: the same optimum by "
         "another recurrence. `approx`: optimal among the candidates of a `grid`, without "
         "sorting; for long vectors. `uniform`: equal steps. `simba`: several sets of levels that "
         "both ends choose from with shared random numbers; about half the error at equal bits, "
-        "without `weights` and `block_size`.",
+        "without `weights` and `block_size`. The others are schemes with `parameters` of their "
+        "own; `GET /info` lists them, and what other packages bring.",
     },
     "bins": {
         "type": "integer",
@@ -145,6 +150,14 @@ _OPTIONS: Json = {
         "maximum": MAX_LEVEL_SETS,
         "default": DEFAULT_LEVEL_SETS,
         "description": "Sets of levels of `simba`.",
+    },
+    "parameters": {
+        "type": "object",
+        "additionalProperties": {"type": ["boolean", "number", "string"]},
+        "maxProperties": MAX_PARAMETERS,
+        "default": {},
+        "description": "Of another scheme that `method` names, by name: `GET /info` lists them. "
+        "Those of the methods described above are keys of their own.",
     },
     "block_size": {
         "type": ["integer", "null"],
@@ -195,8 +208,32 @@ _OPTIONS: Json = {
         "or float64, of values of the vector's type that bracket the vector. Excludes `bits`, "
         "`num_levels`, `method`, `block_size` and `weights`; the answer's method is `given`.",
     },
+    "outliers": {
+        "type": ["number", "null"],
+        "minimum": MIN_OUTLIERS,
+        "exclusiveMaximum": 1,
+        "default": None,
+        "description": "Keep values beyond the quantiles 1 - a and a of the vector exactly, and "
+        "quantize the others among them; a such as 0.99; null: no value is kept.",
+    },
+    "entropy": {
+        "type": "boolean",
+        "default": False,
+        "description": "Entropy code the codes, where that makes the message shorter.",
+    },
+    "feedback_scale": {
+        "type": "boolean",
+        "default": False,
+        "description": "Divide what methods without bias decode to by 1 + omega, omega their "
+        "expected error over the squared norm: a contraction, for error feedback.",
+    },
 }
-_ROUNDING = frozenset({"seed", "world_size", "rank", "shared_seed", "levels"})
+_ROUNDING = frozenset(
+    {
+        *("seed", "world_size", "rank", "shared_seed", "levels"),
+        *("outliers", "entropy", "feedback_scale"),
+    }
+)
 
 _QUANTIZED_KEYS: Json = {
     "v": {"const": WIRE_VERSION, "description": "Version of the message."},
@@ -240,6 +277,29 @@ _QUANTIZED_KEYS: Json = {
         "maximum": MAX_LEVEL_SETS,
         "description": "Of method `simba` only: sets of levels. Which one an element's code points "
         "into follows from `seed`.",
+    },
+    "parameters": {
+        "type": ["object", "null"],
+        "additionalProperties": {"type": ["boolean", "number", "string"]},
+        "maxProperties": MAX_PARAMETERS,
+        "description": "Of a scheme, every one: it alone can read `codes` and `side` then, and "
+        "`levels` has shape [s] or [0].",
+    },
+    "side": {
+        "type": ["object", "null"],
+        "additionalProperties": {
+            "type": "array",
+            "prefixItems": [{"type": "string", "enum": list(LEAF_DTYPES)}, _BIN],
+            "minItems": 2,
+            "maxItems": 2,
+        },
+        "maxProperties": MAX_SIDE_PARTS,
+        "description": "Side information of a scheme by name: type of the numbers, and their "
+        "bytes.",
+    },
+    "wrap": {
+        "anyOf": [_ref("Wrap"), {"type": "null"}],
+        "description": "What is around the method's own message, where anything is.",
     },
 }
 
@@ -288,15 +348,76 @@ _TENSOR = _object(
     },
     ["dtype", "shape", "data"],
 )
+_STATISTICS = _object(
+    "Of blocks of the vectors of any workers: three tensors of one length, at most "
+    f"{MAX_STATISTICS}. The answer is a table on [-1, 1] for `levels` of `/quantize`.",
+    {
+        "means": {**_TENSOR, "description": "Mean of the values over the block's norm."},
+        "variances": {**_TENSOR, "description": "Variance of the same."},
+        "norms": {**_TENSOR, "description": "Norm of each block; not negative."},
+    },
+    ["means", "variances", "norms"],
+)
 _LEVEL_OPTIONS = {name: option for name, option in _OPTIONS.items() if name not in _ROUNDING}
 _VECTOR = _array_of("What to quantize; finite, at least one value.")
 _WEIGHTS = _array_of("Importance of each value: the vector's shape, not negative; null: equal.")
 _WEIGHTS["anyOf"].append({"type": "null"})
-_OPTIONAL = {"device", "timings_ms", "level_sets"}
+_OPTIONAL = {"device", "timings_ms", "level_sets", "parameters", "side", "wrap"}
+_WRAP = _object(
+    "At least one of: values kept exactly, an entropy coded payload, a scale.",
+    {
+        "outliers": {
+            "anyOf": [
+                _object(
+                    "Values in place of decoded ones.",
+                    {
+                        "indices": {
+                            **_BIN,
+                            "description": "Ascending positions: the first, then each distance "
+                            "from the one before less 1, as varints of 7 bits a byte.",
+                        },
+                        "values": {**_BIN, "description": "Of type `dtype`, one per position."},
+                    },
+                    ["indices", "values"],
+                ),
+                {"type": "null"},
+            ]
+        },
+        "entropy": {
+            "anyOf": [
+                _object(
+                    "`codes` is a stream that decodes to the payload.",
+                    {
+                        "symbols": {
+                            "type": "string",
+                            "enum": [CODES, BYTES],
+                            "description": "Whether codes of `bits` bits are coded, or bytes.",
+                        },
+                        "size": {
+                            "type": "integer",
+                            "minimum": 1,
+                            "description": "Bytes of the payload.",
+                        },
+                    },
+                    ["symbols", "size"],
+                ),
+                {"type": "null"},
+            ]
+        },
+        "scale": {
+            "type": ["number", "null"],
+            "exclusiveMinimum": 0,
+            "exclusiveMaximum": 1,
+            "description": "What decoded values, but those kept exactly, are multiplied by.",
+        },
+    },
+    [],
+)
 _REQUIRED_QUANTIZED = [name for name in _QUANTIZED_KEYS if name not in _OPTIONAL]
 
 COMPONENTS: Json = {
     "Tensor": _TENSOR,
+    "Wrap": _WRAP,
     "Options": _object("What may be chosen about one quantization.", _OPTIONS, []),
     "QuantizeRequest": {
         **_object(
@@ -332,7 +453,8 @@ COMPONENTS: Json = {
     "LevelsRequest": {
         **_object(
             "Body of `/levels`: that of `/quantize` without what is about rounding; or `sketches` "
-            "of vectors, with `bits` or `num_levels`, and `granularity`.",
+            "of vectors, with `bits` or `num_levels`, and `granularity`; or `statistics` of blocks "
+            "with the same, `method` (`alq` or `amq`) and its `parameters`.",
             {
                 "vector": _array_of("What to choose levels for; finite, at least one value."),
                 **_LEVEL_OPTIONS,
@@ -360,10 +482,11 @@ COMPONENTS: Json = {
                     "two, at most so many steps apart; `auto`: as few as lose less than 1 %. Codes "
                     "of such levels add up without decoding. null: no grid.",
                 },
+                "statistics": _STATISTICS,
             },
             [],
         ),
-        "oneOf": [{"required": ["vector"]}, {"required": ["sketches"]}],
+        "oneOf": [{"required": [name]} for name in ("vector", "sketches", "statistics")],
     },
     "QuantizedVector": _object(
         "Self-contained and storable; what `/dequantize` and `/aggregate` take.",
@@ -549,7 +672,7 @@ COMPONENTS: Json = {
             },
             "methods": {
                 "type": "array",
-                "items": {"type": "string", "enum": list(METHODS)},
+                "items": {"type": "string", "enum": list(BUILT_IN)},
                 "minItems": 1,
                 "uniqueItems": True,
                 "default": ["exact"],
@@ -655,10 +778,12 @@ COMPONENTS: Json = {
             "version": {"type": "string"},
             "wire_version": {"type": "integer"},
             "methods": {"type": "array", "items": {"type": "string"}},
+            "schemes": {"type": "array", "items": _ref("Scheme")},
             "grids": {"type": "array", "items": {"type": "string"}},
             "dtypes": {"type": "array", "items": {"type": "string"}},
             "leaf_dtypes": {"type": "array", "items": {"type": "string"}},
             "devices": {"type": "object", "additionalProperties": {"type": "boolean"}},
+            "dispatch": _ref("Dispatch"),
             "media_types": {"type": "array", "items": {"type": "string"}},
             "bits": _ref("Range"),
             "num_levels": _ref("Range"),
@@ -666,6 +791,65 @@ COMPONENTS: Json = {
             "level_sets": _ref("Range"),
             "limits": {"type": "object", "additionalProperties": {"type": ["number", "null"]}},
             "defaults": {"type": "object"},
+        },
+    },
+    "Scheme": {
+        "type": "object",
+        "description": "A method: what may be chosen of it, what it sends, and what holds then.",
+        "properties": {
+            "name": {"type": "string"},
+            "summary": {"type": "string"},
+            "source": {"type": "string"},
+            "rounding": {"type": "string"},
+            "side_information": {"type": "string"},
+            "num_levels": {"type": "array", "items": {"type": "integer"}},
+            "default_num_levels": {"type": "integer"},
+            "parameters": {"type": "array", "items": _ref("SchemeParameter")},
+            "promises": {
+                "type": "object",
+                "additionalProperties": {"type": "boolean"},
+                "description": "With the defaults: `unbiased`, `contraction`, `additive`, "
+                "`deterministic`, `streaming`.",
+            },
+        },
+    },
+    "SchemeParameter": {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string"},
+            "meaning": {"type": "string"},
+            "default": {"type": ["boolean", "number", "string"]},
+            "choices": {"type": "array", "items": {"type": "string"}},
+            "min": {"type": ["number", "null"]},
+            "max": {"type": ["number", "null"]},
+        },
+    },
+    "Dispatch": {
+        "type": "object",
+        "description": "What `auto` means here.",
+        "properties": {
+            "device": {"type": "string", "enum": ["auto", "cpu", "gpu"]},
+            "lanes": {
+                "type": "array",
+                "description": "GPUs, each used by one request at a time.",
+                "items": {
+                    "type": "object",
+                    "properties": {
+                        "number": {"type": "integer"},
+                        "card": {"type": "string"},
+                        "memory_bytes": {
+                            "type": ["integer", "null"],
+                            "description": "What requests may hold on it.",
+                        },
+                        "up": {"type": "boolean"},
+                    },
+                },
+            },
+            "costs": {
+                "type": ["object", "null"],
+                "description": "Measured at the start, for each operation and size of a value; "
+                "`break_even` is the fewest values that go to an idle GPU.",
+            },
         },
     },
     "Range": {
@@ -691,6 +875,11 @@ _ERROR_TEXTS: Mapping[int, str] = {
     504: "The deadline of the service passed.",
 }
 _EXAMPLE_TENSOR = {"dtype": "float32", "shape": [4], "data": "AAAAAAAAgD8AAABAAABAQA=="}
+# One block: mean 0, variance 0.25, norm 2.
+_EXAMPLE_STATISTICS = {
+    name: {"dtype": "float32", "shape": [1], "data": data}
+    for name, data in (("means", "AAAAAA=="), ("variances", "AACAPg=="), ("norms", "AAAAQA=="))
+}
 _EXAMPLE_SKETCH = (
     "jaF2AaRraW5kpnNrZXRjaKVkdHlwZadmbG9hdDMypWNlbGxzBKhleHBvbmVudACkcm93cwSlZmlyc3QApXN0ZXBzxAaA"
     "P4AAQACnbmVhcmVzdMQEAAAAAKVzcGFuc8QEAAAAAKZjb3VudHPEBAEBAQGld2hvbGXEBAAAAACkcGFydMQEAAAAAA=="
@@ -804,12 +993,18 @@ def _in_query(option: Json) -> Json:
     return {name: item for name, item in option.items() if item is not None} | {"type": kind}
 
 
+def _style(option: Json) -> Json:
+    """How a map stands in a query string: ``parameters[scale]=mean``."""
+    return {"style": "deepObject", "explode": True} if option["type"] == "object" else {}
+
+
 _RAW_PARAMETERS = [
     {
         "name": name,
         "in": "query",
         "required": False,
         "schema": _in_query(schema),
+        **_style(schema),
         "description": f"Only with `{OCTETS}`: {schema['description']}",
     }
     for name, schema in _OPTIONS.items()
@@ -878,12 +1073,16 @@ LEVELS = _operation(
                     "summary": "Sketches of two shards, levels on an integer grid",
                     "value": {"sketches": [_EXAMPLE_SKETCH] * 2, "bits": 2, "granularity": AUTO},
                 },
+                statistics={
+                    "summary": "Statistics of a block, a table of alq",
+                    "value": {"statistics": _EXAMPLE_STATISTICS, "bits": 2, "method": "alq"},
+                },
             ),
         )
     ),
     _answer(
         "The level table(s) and their expected error; from sketches, whose method is `sketch`, an "
-        "upper bound of it.",
+        "upper bound of it; from statistics, that of the model.",
         _ref("LevelsResult"),
         _example(
             "Four values, 2 bits",

@@ -59,6 +59,10 @@ def same_vectors(found: list[QuantizedVector]) -> None:
         for name in ("method", "bits", "num_levels", "shape", "dtype", "block_size", "seed"):
             assert getattr(q, name) == getattr(first, name)
         assert q.vnmse == pytest.approx(first.vnmse)
+        assert q.parameters == first.parameters
+        assert {name: part.tolist() for name, part in q.side.items()} == {
+            name: part.tolist() for name, part in first.side.items()
+        }
 
 
 @pytest.mark.parametrize(
@@ -79,6 +83,8 @@ def same_vectors(found: list[QuantizedVector]) -> None:
         {"world_size": 5, "rank": 3, "shared_seed": 2**64 - 1},
         {"method": "simba"},
         {"method": "simba", "level_sets": 3, "world_size": 5, "rank": 3, "shared_seed": 1},
+        {"method": "sign"},
+        {"method": "eden", "bits": 2, "parameters": {"scale": "contraction"}},
     ],
     ids=lambda options: " ".join(options) or "default",
 )
@@ -119,6 +125,18 @@ def options_of(name: str, shared: dict[str, Any]) -> dict[str, Any]:
     if "num_levels" in own:
         shared = {key: value for key, value in shared.items() if key != "bits"}
     return {**shared, **own}
+
+
+def test_quantize_many_by_a_scheme(clients: list[Any]) -> None:
+    own = {"half": {"method": "uniform"}, "list": {"parameters": {"scale": "unbiased"}}}
+    chosen = {"bits": 3, "method": "eden", "parameters": {"scale": "contraction"}}
+    found = [client.quantize_many(MANY, seed=9, per_vector=own, **chosen) for client in clients]
+    for name in MANY:
+        same_vectors([vectors[name] for vectors in found])
+        parameters = found[0][name].parameters
+        scale = None if parameters is None else parameters["scale"]
+        wanted = {"half": None, "list": "unbiased"}.get(name, "contraction")
+        assert scale == wanted
 
 
 @pytest.mark.parametrize("shared", [{}, {"bits": 3, "method": "approx", "block_size": 50}])

@@ -37,6 +37,8 @@ from quiver_kernels import (
 )
 from quiver_kernels.dtypes import LEAF_DTYPES
 from quiver_kernels.errors import QuiverError
+from quiver_kernels.options import METHODS
+from quiver_kernels.schemes import registry
 from quiver_kernels.sketch import Details, Undecided
 from quiver_kernels.tree import QuantizedTree
 from quiver_kernels.tree_mean import aggregate_trees
@@ -135,6 +137,11 @@ def check_quantized(q: QuantizedVector, data: bytes) -> None:
 def _plain(data: bytes) -> dict[str, Any]:
     """The map with what may be left out; a number may be sent as integer and is a double."""
     fields = {"device": "cpu", "timings_ms": {}, **msgspec.msgpack.decode(data)}
+    scheme = None if fields.get("parameters") is None else registry.find(fields["method"])
+    if scheme is not None:
+        # A parameter that the scheme did not have once is left out.
+        fields["parameters"] = registry.parameters_of(scheme, fields["parameters"])
+        fields["side"] = fields.get("side") or {}
     timings = {name: float(value) for name, value in fields["timings_ms"].items()}
     return {**fields, "vnmse": float(fields["vnmse"]), "timings_ms": timings}
 
@@ -374,6 +381,8 @@ def vector_seeds() -> Iterator[Seed]:
     yield Seed.of("by hand", packed(messages.quantized()))
     yield Seed.of("fresh", quantize(values(), 3, seed=5, block_size=7).to_bytes())
     yield Seed.of("level sets", quantize(values(), 3, "simba", 5, level_sets=2).to_bytes())
+    for name in (name for name in registry.names() if name not in METHODS):
+        yield Seed.of(name, quantize(values(), method=name, seed=5).to_bytes())
 
 
 def sketch_seeds() -> dict[str, list[Seed]]:

@@ -232,6 +232,10 @@ def test_an_array_of_the_owner_is_filled_before_the_call_returns(opened: Open):
         assert out.array.tobytes() == qk.dequantize(q).tobytes()
         gpu.aggregate_to([q, q], None, DeviceArray(out, "out", 0))
         assert out.array.tobytes() == qk.aggregate([q, q]).tobytes()
+        # What is in a wrapped message is decoded on the device, which is free for that.
+        wrapped = qk.quantize(X, bits=3, seed=1, outliers=0.9)
+        gpu.dequantize_to(wrapped, DeviceArray(out, "out", 0))
+        assert out.array.tobytes() == qk.dequantize(wrapped).tobytes()
 
 
 def test_memory_of_the_host_is_not_taken_for_the_devices(opened: Open):

@@ -92,6 +92,14 @@ for method in set(registry.names()) - set(METHODS):
                         raise
                     continue
                 backend.dequantize(q)
+wrapped = {"outliers": 0.9, "entropy": True, "feedback_scale": True}
+for dtype in WIRE_DTYPES.values():
+    for size, block_size in ((100, 7), (5000, None)):
+        options = QuantizeOptions.create(
+            num_levels=5, method="uniform", seed=5, block_size=block_size, **wrapped
+        )
+        x = rng.standard_t(2, size).astype(dtype)
+        backend.dequantize(backend.quantize(x, options, None))
 late = {name: (before.get(name, 0), count) for name, count in compiled().items()}
 late = {name: pair for name, pair in late.items() if pair[1] > pair[0]}
 print(late)

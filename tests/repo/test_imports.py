@@ -39,7 +39,7 @@ ROWS = {
         {"dispatch"},
         {"tree", "treewire", "treerequest", "exact_sum", "tree_mean"},
         {"api"},
-        {"sketch"},
+        {"sketch", "sharded"},
         {"gridlevels"},
         {"homomorphic", "sketch_levels"},
     ],
@@ -51,7 +51,7 @@ ROWS = {
         {"routes"},
         {"app"},
         {"server"},
-        {"__main__"},
+        {"__main__", "ray_serve"},
     ],
     "quiver_client": [
         {"transport", "_transport"},
@@ -61,6 +61,7 @@ ROWS = {
         {"ps"},
         {"adapters"},
         {"adapters"},
+        {"sharded"},
     ],
 }
 
@@ -69,6 +70,8 @@ ALLOWED_OUTSIDE = {
     "quiver_kernels": {"numpy", "msgspec", "ml_dtypes"},
     "quiver_kernels.cpu": {"numba", "llvmlite"},
     "quiver_kernels.gpu.cupy_device": {"cupy"},
+    "quiver_kernels.schemes.rotation.kernels": {"numba", "llvmlite"},
+    "quiver_kernels.schemes.ectcq.kernels": {"numba", "llvmlite"},
     "quiver_service": {
         "numpy",
         "msgspec",
@@ -90,6 +93,8 @@ ALLOWED_OUTSIDE = {
     "quiver_client.adapters.torch_ddp": {"torch"},
     "quiver_client.adapters.flower": {"flwr"},
     "quiver_client.adapters.safetensors_io": {"safetensors"},
+    "quiver_client.sharded.on_ray": {"ray"},
+    "quiver_service.ray_serve": {"ray"},
 }
 
 
@@ -209,6 +214,8 @@ def test_every_import_points_down():
         ("clients/python/quiver_client/_core.py", "import quiver_client.adapters.torch_ddp"),
         ("clients/python/quiver_client/adapters/planted.py", "import torch"),
         ("clients/python/quiver_client/adapters/flower.py", "import torch"),
+        ("clients/python/quiver_client/sharded/files.py", "import ray"),
+        ("service/quiver_service/app.py", "import ray"),
     ],
 )
 def test_a_planted_upward_import_is_caught(tmp_path: Path, file: str, statement: str):

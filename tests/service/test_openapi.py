@@ -23,6 +23,7 @@ from quiver_kernels.treewire import (
     _TagMessage,
 )
 from quiver_kernels.wire import MEDIA_TYPES, _LevelsAnswer, _QuantizeMessage
+from quiver_kernels.wrapping.parts import WrapMessage
 from quiver_service.errors import ERROR_KINDS
 
 
@@ -120,6 +121,7 @@ def test_every_error_status_is_described(document: Any, path: str):
         ("TreeOutliers", _OutliersMessage),
         ("TreeTag", _TagMessage),
         ("QuantizedVector", QuantizedMessage),
+        ("Wrap", WrapMessage),
         ("LevelsResult", _LevelsAnswer),
         ("PlanRequest", _PlanMessage),
         ("ErrorCurve", _CurveMessage),

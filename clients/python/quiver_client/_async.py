@@ -33,6 +33,7 @@ from quiver_kernels.options import (
 )
 from quiver_kernels.planning import ALL_BITS, BitPlan
 from quiver_kernels.quantized import QuantizedVector
+from quiver_kernels.schemes.normed.statistics import Statistics
 from quiver_kernels.sketch import Sketch
 from quiver_kernels.tree import QuantizedTree
 from quiver_kernels.treerequest import DEFAULT_MIN_SIZE
@@ -109,6 +110,10 @@ class AsyncClient:
         rank: int | None = None,
         shared_seed: int | None = None,
         levels: ArrayLike | None = None,
+        parameters: Mapping[str, object] | None = None,
+        outliers: float | None = None,
+        entropy: bool = False,
+        feedback_scale: bool = False,
     ) -> QuantizedVector:
         """As `Client.quantize`; do not change `x` before it is done."""
         return await self._run(
@@ -128,6 +133,10 @@ class AsyncClient:
                 rank=rank,
                 shared_seed=shared_seed,
                 levels=levels,
+                parameters=parameters,
+                outliers=outliers,
+                entropy=entropy,
+                feedback_scale=feedback_scale,
             )
         )
 
@@ -149,6 +158,10 @@ class AsyncClient:
         rank: int | None = None,
         shared_seed: int | None = None,
         levels: ArrayLike | None = None,
+        parameters: Mapping[str, object] | None = None,
+        outliers: float | None = None,
+        entropy: bool = False,
+        feedback_scale: bool = False,
         per_vector: Mapping[int, Mapping[str, Any]] | None = None,
     ) -> list[QuantizedVector]: ...
 
@@ -170,6 +183,10 @@ class AsyncClient:
         rank: int | None = None,
         shared_seed: int | None = None,
         levels: ArrayLike | None = None,
+        parameters: Mapping[str, object] | None = None,
+        outliers: float | None = None,
+        entropy: bool = False,
+        feedback_scale: bool = False,
         per_vector: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> dict[str, QuantizedVector]: ...
 
@@ -190,6 +207,10 @@ class AsyncClient:
         rank: int | None = None,
         shared_seed: int | None = None,
         levels: ArrayLike | None = None,
+        parameters: Mapping[str, object] | None = None,
+        outliers: float | None = None,
+        entropy: bool = False,
+        feedback_scale: bool = False,
         per_vector: PerVector | None = None,
     ) -> Result:
         """As `Client.quantize_many`."""
@@ -210,6 +231,10 @@ class AsyncClient:
                 rank=rank,
                 shared_seed=shared_seed,
                 levels=levels,
+                parameters=parameters,
+                outliers=outliers,
+                entropy=entropy,
+                feedback_scale=feedback_scale,
                 per_vector=per_vector,
             )
         )
@@ -223,6 +248,18 @@ class AsyncClient:
         """As `Client.levels_from_sketches`."""
         return await self._run(
             lambda client: client.levels_from_sketches(sketches, num_levels, granularity)
+        )
+
+    async def levels_from_statistics(
+        self,
+        statistics: Statistics,
+        num_levels: int = 16,
+        method: str = "alq",
+        parameters: Mapping[str, object] | None = None,
+    ) -> LevelsResult:
+        """As `Client.levels_from_statistics`."""
+        return await self._run(
+            lambda client: client.levels_from_statistics(statistics, num_levels, method, parameters)
         )
 
     async def dequantize(self, q: QuantizedVector) -> NDArray[Any]:

@@ -36,7 +36,9 @@ from quiver_kernels.planning import BitPlan, Budget, Ways
 from quiver_kernels.planning import require_vectors as require_vectors_by_name
 from quiver_kernels.planwire import decode_plan, encode_plan_request
 from quiver_kernels.quantized import QuantizedVector
+from quiver_kernels.schemes.normed.statistics import Statistics
 from quiver_kernels.sketch import Sketch
+from quiver_kernels.statisticswire import statistics_request
 from quiver_kernels.tree import QuantizedTree
 from quiver_kernels.treerequest import Requantize, encode_trees_request
 from quiver_kernels.wire import LevelsResult
@@ -146,6 +148,20 @@ def levels_from_sketches(
     with as_client_errors():
         chosen = wire.check_granularity(granularity)
         segments = wire.encode_sketch_levels_request(messages, options.num_levels, chosen)
+    return post("/levels", segments, _read_levels)
+
+
+def levels_from_statistics(
+    statistics: Statistics,
+    num_levels: int,
+    method: str,
+    parameters: Mapping[str, object] | None,
+) -> Call[LevelsResult]:
+    """Call of ``POST /levels`` for statistics of blocks."""
+    given = {"num_levels": num_levels, "method": method, "parameters": parameters}
+    with as_client_errors():
+        request = statistics_request(statistics, given)
+        segments = wire.encode_statistics_request(request)
     return post("/levels", segments, _read_levels)
 
 

@@ -37,7 +37,9 @@ from quiver_kernels.options import (
 )
 from quiver_kernels.planning import ALL_BITS, BitPlan
 from quiver_kernels.quantized import WIRE_VERSION, QuantizedVector
+from quiver_kernels.schemes.normed.statistics import Statistics
 from quiver_kernels.sketch import Sketch
+from quiver_kernels.statisticswire import statistics_request
 from quiver_kernels.tree import QuantizedTree
 from quiver_kernels.treerequest import DEFAULT_MIN_SIZE
 from quiver_kernels.wire import LevelsResult
@@ -85,6 +87,10 @@ class LocalClient:
         rank: int | None = None,
         shared_seed: int | None = None,
         levels: ArrayLike | None = None,
+        parameters: Mapping[str, object] | None = None,
+        outliers: float | None = None,
+        entropy: bool = False,
+        feedback_scale: bool = False,
     ) -> QuantizedVector:
         """As `Client.quantize`."""
         options = create_options(
@@ -101,6 +107,10 @@ class LocalClient:
             rank=rank,
             shared_seed=shared_seed,
             levels=levels,
+            parameters=parameters,
+            outliers=outliers,
+            entropy=entropy,
+            feedback_scale=feedback_scale,
         )
         return self._quantize(x, weights, options)
 
@@ -122,6 +132,10 @@ class LocalClient:
         rank: int | None = None,
         shared_seed: int | None = None,
         levels: ArrayLike | None = None,
+        parameters: Mapping[str, object] | None = None,
+        outliers: float | None = None,
+        entropy: bool = False,
+        feedback_scale: bool = False,
         per_vector: Mapping[int, Mapping[str, Any]] | None = None,
     ) -> list[QuantizedVector]: ...
 
@@ -143,6 +157,10 @@ class LocalClient:
         rank: int | None = None,
         shared_seed: int | None = None,
         levels: ArrayLike | None = None,
+        parameters: Mapping[str, object] | None = None,
+        outliers: float | None = None,
+        entropy: bool = False,
+        feedback_scale: bool = False,
         per_vector: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> dict[str, QuantizedVector]: ...
 
@@ -163,6 +181,10 @@ class LocalClient:
         rank: int | None = None,
         shared_seed: int | None = None,
         levels: ArrayLike | None = None,
+        parameters: Mapping[str, object] | None = None,
+        outliers: float | None = None,
+        entropy: bool = False,
+        feedback_scale: bool = False,
         per_vector: PerVector | None = None,
     ) -> Result:
         """As `Client.quantize_many`."""
@@ -184,6 +206,10 @@ class LocalClient:
             rank=rank,
             shared_seed=shared_seed,
             levels=levels,
+            parameters=parameters,
+            outliers=outliers,
+            entropy=entropy,
+            feedback_scale=feedback_scale,
         )
         found = []
         for label, request in zip(wanted.labels(), wanted.requests, strict=True):
@@ -207,6 +233,20 @@ class LocalClient:
             chosen = wire.check_granularity(granularity)
             request = wire.sketch_levels_request(messages, options.num_levels, chosen)
             return levels_of_sketches(request.sketches, request.num_levels, request.granularity)
+
+    def levels_from_statistics(
+        self,
+        statistics: Statistics,
+        num_levels: int = 16,
+        method: str = "alq",
+        parameters: Mapping[str, object] | None = None,
+    ) -> LevelsResult:
+        """As `Client.levels_from_statistics`."""
+        from quiver_kernels.statistics_levels import levels_of_statistics
+
+        given = {"num_levels": num_levels, "method": method, "parameters": parameters}
+        with as_client_errors():
+            return levels_of_statistics(statistics_request(statistics, given))
 
     def dequantize(self, q: QuantizedVector) -> NDArray[Any]:
         """As `Client.dequantize`."""
@@ -362,12 +402,14 @@ class LocalClient:
     def info(self) -> dict[str, Any]:
         """Versions, methods, types and devices of this process, by the names of `Client.info`."""
         from quiver_kernels import dispatch
+        from quiver_kernels.schemes import described, registry
 
         return {
             "name": "quiver",
             "version": __version__,
             "wire_version": WIRE_VERSION,
-            "methods": list(METHODS),
+            "methods": list(registry.names()),
+            "schemes": described.schemes(),
             "grids": list(GRIDS),
             "dtypes": list(WIRE_DTYPES),
             "devices": dispatch.available(),

@@ -28,6 +28,7 @@ from quiver_kernels.options import (
 )
 from quiver_kernels.planning import ALL_BITS, BitPlan
 from quiver_kernels.quantized import QuantizedVector
+from quiver_kernels.schemes.normed.statistics import Statistics
 from quiver_kernels.sketch import Sketch
 from quiver_kernels.tree import QuantizedTree
 from quiver_kernels.treerequest import DEFAULT_MIN_SIZE
@@ -129,6 +130,10 @@ class Client:
         rank: int | None = None,
         shared_seed: int | None = None,
         levels: ArrayLike | None = None,
+        parameters: Mapping[str, object] | None = None,
+        outliers: float | None = None,
+        entropy: bool = False,
+        feedback_scale: bool = False,
     ) -> QuantizedVector:
         """Quantize `x`: choose levels, round every value without bias, pack the codes.
 
@@ -142,7 +147,7 @@ class Client:
             Bits per value, 1..8 (default 4); or give `num_levels`.
         method
             ``exact``, ``accelerated``, ``approx``, ``uniform`` or ``simba``; see
-            `quiver_kernels.optimal_levels`.
+            `quiver_kernels.optimal_levels`. Or another scheme that the service's `info` lists.
         seed
             Key of the random numbers, unsigned 64-bit; drawn when None. The same (x,
             options, seed) gives the same codes, here, on any service or in local mode.
@@ -171,6 +176,16 @@ class Client:
             float64 numbers that are values of the type of `x` and bracket all of `x`. Excludes
             `bits`, `num_levels`, `method`, `weights` and `block_size`; the method of the result
             is ``given``.
+        parameters
+            Of another scheme that `method` names (docs/schemes.md), by name.
+        outliers
+            Keep values beyond the quantiles 1 - a and a of the vector exactly, and quantize the
+            others among them: the share a, from 0.5 to below 1, such as 0.99. None: none is kept.
+        entropy
+            Entropy code the codes, where that makes the message shorter.
+        feedback_scale
+            Divide what methods without bias decode to by 1 + omega, omega their expected error
+            over the squared norm, so that error feedback converges.
 
         Returns
         -------
@@ -198,6 +213,10 @@ class Client:
             rank=rank,
             shared_seed=shared_seed,
             levels=levels,
+            parameters=parameters,
+            outliers=outliers,
+            entropy=entropy,
+            feedback_scale=feedback_scale,
         )
         return self._session.perform(_core.quantize(x, weights, options))
 
@@ -219,6 +238,10 @@ class Client:
         rank: int | None = None,
         shared_seed: int | None = None,
         levels: ArrayLike | None = None,
+        parameters: Mapping[str, object] | None = None,
+        outliers: float | None = None,
+        entropy: bool = False,
+        feedback_scale: bool = False,
         per_vector: Mapping[int, Mapping[str, Any]] | None = None,
     ) -> list[QuantizedVector]: ...
 
@@ -240,6 +263,10 @@ class Client:
         rank: int | None = None,
         shared_seed: int | None = None,
         levels: ArrayLike | None = None,
+        parameters: Mapping[str, object] | None = None,
+        outliers: float | None = None,
+        entropy: bool = False,
+        feedback_scale: bool = False,
         per_vector: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> dict[str, QuantizedVector]: ...
 
@@ -260,6 +287,10 @@ class Client:
         rank: int | None = None,
         shared_seed: int | None = None,
         levels: ArrayLike | None = None,
+        parameters: Mapping[str, object] | None = None,
+        outliers: float | None = None,
+        entropy: bool = False,
+        feedback_scale: bool = False,
         per_vector: PerVector | None = None,
     ) -> Result:
         """Quantize many vectors in one request, or in a few if they are many or large.
@@ -273,7 +304,7 @@ class Client:
             model's tensors. A name has at most 256 bytes.
         bits, method, num_levels, bins, grid, level_sets, block_size, device, world_size, rank
             As for `quantize`, for every vector.
-        levels
+        levels, parameters, outliers, entropy, feedback_scale
             As for `quantize`, for every vector.
         seed, shared_seed
             Each vector has a seed of its own, derived from this one and its position, so that
@@ -310,6 +341,10 @@ class Client:
             rank=rank,
             shared_seed=shared_seed,
             levels=levels,
+            parameters=parameters,
+            outliers=outliers,
+            entropy=entropy,
+            feedback_scale=feedback_scale,
         )
         found = self._session.perform_all(wanted.calls())
         return wanted.result([q for vectors in found for q in vectors])
@@ -348,6 +383,45 @@ class Client:
             As for `quantize`; `field` says which sketch: ``sketches[3].rows``.
         """
         return self._session.perform(_core.levels_from_sketches(sketches, num_levels, granularity))
+
+    def levels_from_statistics(
+        self,
+        statistics: Statistics,
+        num_levels: int = 16,
+        method: str = "alq",
+        parameters: Mapping[str, object] | None = None,
+    ) -> LevelsResult:
+        """One table for the vectors of many workers, from statistics of their blocks.
+
+        The service sees three numbers for each block, never the vectors; a refresh takes it
+        less than a millisecond.
+
+        Parameters
+        ----------
+        statistics
+            Mean and variance of the values of each block over its norm, and the norm: of one
+            worker (`quiver_kernels.block_statistics`), or of many, one after the other.
+        num_levels
+            Levels, 3..256; powers of two for ``amq``.
+        method
+            ``alq`` or ``amq``.
+        parameters
+            Of the method, as for `quantize`.
+
+        Returns
+        -------
+        LevelsResult
+            Levels from -1 to 1, for ``levels=`` of `quantize` by the same method. The errors are
+            those of the model that was fitted.
+
+        Raises
+        ------
+        Invalid, QuiverClientError
+            As for `quantize`.
+        """
+        return self._session.perform(
+            _core.levels_from_statistics(statistics, num_levels, method, parameters)
+        )
 
     def dequantize(self, q: QuantizedVector) -> NDArray[Any]:
         """The decoded vector, in the shape and dtype of the original.

@@ -46,8 +46,10 @@ def compile_without_running(variants: Sequence[Variant]) -> None:
 
 
 def _kernels() -> Iterator[Any]:
-    package = __name__.rpartition(".")[0]
-    for module in [name for name in sys.modules if name.startswith(f"{package}.")]:
+    # The backend's own, and those of the schemes beside it.
+    root = __name__.split(".", maxsplit=1)[0]
+    packages = (f"{root}.cpu.", f"{root}.schemes.")
+    for module in [name for name in sys.modules if name.startswith(packages)]:
         for value in vars(sys.modules[module]).values():
             if isinstance(value, Dispatcher) and value.py_func.__module__ == module:
                 yield value

@@ -32,6 +32,7 @@ from quiver_kernels.schemes import coding as schemes
 from quiver_kernels.schemes import registry
 from quiver_kernels.simba import refuse_unsupported
 from quiver_kernels.wire import LevelsResult
+from quiver_kernels.wrapping import around
 
 
 class CpuBackend:
@@ -82,6 +83,8 @@ class CpuBackend:
         self, x: NDArray[Any], options: QuantizeOptions, weights: NDArray[Any] | None
     ) -> QuantizedVector:
         """See `dispatch.Backend`."""
+        if options.is_wrapped:
+            return around.quantize(self.quantize, self.dequantize, x, options, weights)
         if options.is_scheme:
             return schemes.quantize(x, options, weights)
         options = options.with_seed()
@@ -127,6 +130,8 @@ class CpuBackend:
 
     def dequantize(self, q: QuantizedVector, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """See `dispatch.Backend`."""
+        if q.wrap is not None:
+            return around.dequantize(self.dequantize, q, out)
         if q.is_scheme:
             return schemes.filled(out, schemes.decode(q))
         return coding.dequantize(q, out)
@@ -139,7 +144,7 @@ class CpuBackend:
     ) -> NDArray[Any]:
         """See `dispatch.Backend`."""
         shares, dtype = check_aggregate(vectors, weights), mean_dtype(vectors)
-        if any(q.is_scheme for q in vectors):
+        if any(q.is_scheme or q.wrap is not None for q in vectors):
             return schemes.filled(out, schemes.mean(vectors, shares, dtype, self.dequantize))
         return coding.mean(vectors, shares, dtype, out)
 
@@ -152,6 +157,7 @@ class CpuBackend:
         totals: Sequence[NDArray[np.int64]],
     ) -> None:
         """See `dispatch.Backend`."""
+        around.require_plain(q)
         coding.add_codes(q, start, stop, tables, totals)
 
     def extent(self, values: NDArray[Any]) -> tuple[float, float]:

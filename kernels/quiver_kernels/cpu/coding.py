@@ -33,17 +33,45 @@ def encode(
     """Packed codes, expected squared error and squared norm (both times the squared unit)."""
     if options.method == SIMBA:
         return _encode_to_sets(x, bounds, options, levels, seed)
+    block = chunking.block_size(x, options)
+    packed, sums = encode_part(x.reshape(-1), 0, block, bounds, options, levels, seed)
+    error, norm = column_sums(sums)
+    return packed, error, norm
+
+
+def encode_part(
+    flat: NDArray[Any],
+    first: int,
+    block: int,
+    bounds: Range,
+    options: QuantizeOptions,
+    levels: NDArray[Any],
+    seed: int,
+) -> tuple[NDArray[np.uint8], list[Floats]]:
+    """Packed codes of some consecutive values, and for `column_sums` each chunk's two sums.
+
+    Parameters
+    ----------
+    flat
+        Values of whole blocks, or of one block alone whole chunks but for its last.
+    first
+        Index in the vector of the first of them, a multiple of ``chunking.CHUNK``.
+    block
+        Values of the vector that share a table.
+    bounds
+        Range of the whole vector.
+    levels
+        A table for each block, shape (blocks, s).
+    """
     table = rounding_table(levels)
     strata = Strata.of(options)
     shifts = frozen(np.empty(0, np.uint32) if strata is None else strata.shifts)
-    flat = x.reshape(-1)
-    block = chunking.block_size(x, options)
     bits = options.bits
     stride = (block * bits + 7) // 8
-    packed = np.empty(packed_size(x.size, bits, options.block_size), np.uint8)
+    packed = np.empty(packed_size(flat.size, bits, options.block_size), np.uint8)
     # Values that are placed at once need no guesses of where they lie.
     guessed = 1 if table.narrow and levels.shape[1] <= MOST_PLACED else block
-    shared = interval_table(table.levels, min(guessed, x.size)) if len(levels) == 1 else None
+    shared = interval_table(table.levels, min(guessed, block)) if len(levels) == 1 else None
 
     def encode_span(span: tuple[int, int]) -> Floats:
         start, stop = span
@@ -62,7 +90,7 @@ def encode(
         encode_blocks(
             values,
             size,
-            start,
+            first + start,
             frozen(table.levels[rows]),
             frozen(table.inverse[rows]),
             None if table.narrow else frozen(table.scale[rows]),
@@ -86,9 +114,7 @@ def encode(
             _pack(codes, values.size, block, bits, out)
         return sums
 
-    sums = run_parts(chunking.block_spans(x.size, block), encode_span)
-    error, norm = _column_sums(sums)
-    return packed, error, norm
+    return packed, run_parts(chunking.block_spans(flat.size, block), encode_span)
 
 
 def _encode_to_sets(
@@ -108,7 +134,8 @@ def _encode_to_sets(
     return packed, *simba.encode_to_sets(x, bounds, options, levels, seed, pack)
 
 
-def _column_sums(sums: list[Floats]) -> list[float]:
+def column_sums(sums: list[Floats]) -> list[float]:
+    """Sums over all rows of all chunks, each rounded once."""
     return [
         math.fsum(itertools.chain.from_iterable(_column(sums, number)))
         for number in range(sums[0].shape[1])
@@ -257,7 +284,7 @@ def errors(
         return sums
 
     sums = run_parts(chunking.block_spans(x.size, block), sum_span)
-    weighted, plain, norm = _column_sums(sums)
+    weighted, plain, norm = column_sums(sums)
     total = weighted if weights.size else plain
     return total / bounds.unit / bounds.unit, plain, norm
 

@@ -213,9 +213,12 @@ class GpuBackend(CpuBackend):
             target = writable(self._device, out, q.shape, q.dtype)
             if q.is_plain:
                 passes.decode_to(self._device, q, target)
-            else:
-                self._device.fill(target, super().dequantize(q))
-                self._device.finish()
+                return
+        # What is in a wrapped message may be decoded on the device, in its turn.
+        decoded = super().dequantize(q)
+        with self._lane:
+            self._device.fill(target, decoded)
+            self._device.finish()
 
     def aggregate(
         self,

@@ -80,7 +80,7 @@ class Item:
     def of(cls, number: int, request: QuantizeRequest) -> Item | None:
         """The vector of a request, or None if it must be computed by itself."""
         x, options = request.vector, request.options
-        suited = request.weights is None and options.method in _METHODS
+        suited = request.weights is None and options.is_plain and options.method in _METHODS
         if not suited or not 0 < x.size <= LONGEST or x.dtype not in WIRE_DTYPES.values():
             return None
         row = x.size if options.block_size is None else min(options.block_size, x.size)

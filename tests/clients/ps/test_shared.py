@@ -23,7 +23,7 @@ def test_the_page_is_true():
     blocks = re.findall(r"<!-- test: \w+ -->\n```python\n(.*?)```", PAGE, re.DOTALL)
     names: dict[str, Any] = {}
 
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         exec(compile(block, "shared-levels.md", "exec"), names)
 
