@@ -104,8 +104,9 @@ format: setup ## let the formatter and the safe fixes rewrite the code
 bench: setup ## run the benchmarks; writes results and the tables and plots in docs/
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
+# The peers of `make bench-peers` are measured too, where that has installed them: the same versions of what both use.
 compare: setup ## compare all schemes; writes docs/schemes.md (ARGS=--registry: without measuring)
-	$(BIN)/python benchmarks/compare.py --write $(ARGS) > /dev/null
+	PYTHONPATH=$(firstword $(wildcard $(PEERS)/lib/python*/site-packages)) $(BIN)/python benchmarks/compare.py --write $(ARGS) > /dev/null
 
 conform: setup ## check that every scheme holds what it declares (ARGS= names, options)
 	$(BIN)/python -m quiver_kernels.schemes.conformance --golden tests/schemes/golden $(ARGS)
