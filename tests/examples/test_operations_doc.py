@@ -72,7 +72,7 @@ def test_no_other_setting_is_mentioned():
 )
 def test_plain_defaults_are_as_the_table_says(name: str):
     default = Settings.model_fields[name].default
-    shown = f"{default:.0f}" if isinstance(default, float) else str(default)
+    shown = f"{default:.15g}" if isinstance(default, float) else str(default)
     shown = shown.lower() if isinstance(default, bool) else shown
 
     assert table_rows(re.compile(rf"{PREFIX}\w+"))[f"{PREFIX}{name.upper()}"][1] == shown
