@@ -36,12 +36,13 @@ WITH_QUICK = (
     "peers",
     "plan",
     "real",
+    "scale_model",
     "targets",
     "two_way",
 )
 WITH_IMAGES = ("mean_estimation", "paper")
 # Benchmarks with a page and figures of their own; the common page points there.
-PAGES = {"mean_estimation": "mean-estimation"}
+PAGES = {"mean_estimation": "mean-estimation", "scale_model": "scale"}
 # Scripts that want an environment of their own, which `make bench-peers` makes. Without it they
 # run in this one and say what is missing.
 PYTHONS = {"peers": HERE.parent / ".venv" / "bench" / "bin" / "python"}

@@ -8,38 +8,15 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from reliability.servers import ServerFailed, free_port
 
 START_SECONDS = 10.0
-# A request that meets a dead server goes to another one. haproxy replays only what fits its
-# buffer (about 15 kB); larger requests are sent again by the client.
-CONFIGURATION = """\
-global
-    maxconn 2000
-
-defaults
-    mode http
-    option redispatch 1
-    retries 2
-    retry-on conn-failure empty-response
-    timeout connect 1s
-    timeout queue 5s
-    timeout client 180s
-    timeout server 180s
-
-frontend quiver
-    bind 127.0.0.1:{port}
-    default_backend replicas
-
-backend replicas
-    balance leastconn
-    option httpchk GET /readyz
-    default-server check inter 250ms fall 1 rise 1
-{servers}
-"""
+# What is deployed: other addresses than these lines' are all that a scenario changes.
+DEPLOYED = Path(__file__).parents[2] / "deploy" / "haproxy" / "haproxy.cfg"
+WHERE = " # where"
 
 
 class HaproxyMissing(Exception):
@@ -52,21 +29,56 @@ def executable() -> str | None:
     return shutil.which("haproxy", path=path)
 
 
-def configuration(port: int, replicas: Sequence[int]) -> str:
-    """Listen at `port`, send to the servers at `replicas`; both on this machine."""
-    lines = [f"    server replica{i} 127.0.0.1:{at}" for i, at in enumerate(replicas)]
-    return CONFIGURATION.format(port=port, servers="\n".join(lines))
+def configuration(port: int, replicas: Sequence[int], metrics_port: int) -> str:
+    """The deployed configuration with other addresses, all on this machine.
+
+    Parameters
+    ----------
+    port, metrics_port
+        Where to listen for requests, and for scrapes of the balancer's own metrics.
+    replicas
+        The ports of the servers, which are named replica1 and so on.
+
+    Raises
+    ------
+    ValueError
+        The deployed file has other addresses than the three that are replaced here.
+    """
+    servers = [f"    server replica{i} 127.0.0.1:{at}" for i, at in enumerate(replicas, 1)]
+    places = {
+        "bind :8000": f"    bind 127.0.0.1:{port}",
+        "bind :8405": f"    bind 127.0.0.1:{metrics_port}",
+        "server-template": "\n".join(servers),
+    }
+    lines = DEPLOYED.read_text().splitlines()
+    for number, line in enumerate(lines):
+        if line.endswith(WHERE):
+            [place] = [place for place in places if line.strip().startswith(place)] or [""]
+            if not place:
+                raise ValueError(f"{DEPLOYED.name}:{number + 1}: an address unknown here: {line}")
+            lines[number] = places.pop(place)
+    if places:
+        raise ValueError(f"{DEPLOYED.name}: no line for {', '.join(places)}")
+    return "\n".join(lines) + "\n"
+
+
+Configure = Callable[[int, Sequence[int], int], str]
 
 
 @contextlib.contextmanager
-def balancing(folder: Path, replicas: Sequence[int]) -> Iterator[str]:
-    """The URL of a balancer before servers that already answer."""
+def balancing(
+    folder: Path, replicas: Sequence[int], configure: Configure = configuration
+) -> Iterator[str]:
+    """The URL of a balancer before servers that already answer.
+
+    `configure` makes its configuration, with the parameters of `configuration`.
+    """
     found = executable()
     if found is None:
         raise HaproxyMissing("haproxy is not installed")
     port = free_port()
     settings, log = folder / "haproxy.cfg", folder / "haproxy.log"
-    settings.write_text(configuration(port, replicas))
+    settings.write_text(configure(port, replicas, free_port()))
     with log.open("wb") as output:
         process = subprocess.Popen(
             [found, "-db", "-f", str(settings)], stdout=output, stderr=subprocess.STDOUT

@@ -175,7 +175,8 @@ _KINDS = {
 
 
 def _kind_of(options: QuantizeOptions, values: int) -> str | None:
-    kind = _KINDS.get(options.method)
+    # Wrappers are the CPU's, around what a device does.
+    kind = None if options.is_wrapped else _KINDS.get(options.method)
     if kind is None or options.block_size is None:
         return kind
     if kind == "uniform":

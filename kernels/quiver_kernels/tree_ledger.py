@@ -19,6 +19,8 @@ def account(tree: QuantizedTree, *, errors: bool) -> Ledger:
             continue
         codes += section.vector.codes.nbytes
         levels += section.vector.levels.nbytes
+        if section.vector.wrap is not None and section.vector.wrap.outliers is not None:
+            outliers += section.vector.wrap.outliers.nbytes
         if section.outliers is not None:
             places = varints.encode_ascending(section.outliers.indices)
             outliers += places.nbytes + section.outliers.values.nbytes

@@ -96,6 +96,7 @@ def test_the_public_names():
         "Stopped",
         "__version__",
         "aggregate",
+        "block_statistics",
         "dequantize",
         "expected_mse",
         "grid_levels",

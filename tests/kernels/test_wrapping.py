@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
@@ -116,6 +118,15 @@ def test_entropy_coding_changes_no_value_and_grows_no_message(method: str):
         assert sizes[1] <= sizes[0]
         assert qk.dequantize(coded).tobytes() == qk.dequantize(plain).tobytes()
         assert coded.vnmse == plain.vnmse
+
+
+def test_a_coder_that_does_not_look_whether_it_pays_is_noticed(monkeypatch: pytest.MonkeyPatch):
+    """The negative control of the test above."""
+    monkeypatch.setattr(payload, "_ROOM", -(1 << 20))
+    x = heavy(300)
+    plain, coded = (qk.quantize(x, bits=4, seed=5, entropy=on) for on in (False, True))
+    sizes = [len(replace(q, timings_ms={}).to_bytes()) for q in (plain, coded)]
+    assert sizes[1] > sizes[0]
 
 
 def test_means_of_wrapped_and_other_messages():
@@ -437,6 +448,10 @@ def test_trees_with_wrapped_sections_have_exact_means():
         group = Group((Leaf("w", "float32", x.shape),), (QuantizedSection(q),))
         tree = QuantizedTree(groups=(group,), order=(0,))
         trees.append(QuantizedTree.from_bytes(tree.to_bytes()))
+    outliers = _vector(trees[0]).wrap
+    assert outliers is not None
+    assert outliers.outliers is not None
+    assert trees[0].ledger(errors=False).outliers == outliers.outliers.nbytes
     mean = aggregate_trees(trees, [1, 2, 4]).arrays()["w"]
     decoded = [qk.dequantize(_vector(tree)).astype(np.float64) for tree in trees]
     wanted = (decoded[0] + 2 * decoded[1] + 4 * decoded[2]) / 7
@@ -510,6 +525,20 @@ def test_wraps_that_do_not_fit_are_refused(name: str, field: str, change: dict[s
     with pytest.raises(InvalidInput) as caught:
         QuantizedVector.from_bytes(msgspec.msgpack.encode(found))
     assert caught.value.field == field, name
+
+
+def test_a_reader_that_does_not_look_is_noticed(monkeypatch: pytest.MonkeyPatch):
+    """The negative control of the list above: with positions unchecked, some of it is taken."""
+    found = message()
+    monkeypatch.setattr(Exact, "positions", lambda *_: np.zeros(3, np.int64))
+    taken = []
+    for name, field, change in damage():
+        changed = {**found, "wrap": {**found["wrap"], **change}}
+        with contextlib.suppress(InvalidInput):
+            QuantizedVector.from_bytes(msgspec.msgpack.encode(changed))
+            taken.append((name, field))
+    assert len(taken) == 6
+    assert {field for _, field in taken} == {"wrap.outliers.indices"}
 
 
 def test_streams_of_schemes_are_bounded_by_what_their_messages_can_be():
@@ -624,6 +653,22 @@ def test_levels_alone_take_no_wrappers(option: dict[str, Any]):
 
 
 GOLDEN = Path(__file__).parent / "golden"
+WITHOUT_NUMBA = """
+import json, pathlib, sys
+sys.modules["numba"] = None
+import quiver_kernels as qk
+for name in ("codes", "bytes"):
+    path = pathlib.Path(sys.argv[1]) / f"wrapped-{name}"
+    q = qk.QuantizedVector.from_bytes(path.with_suffix(".msgpack").read_bytes())
+    wanted = json.loads(path.with_suffix(".json").read_text())["decoded"]
+    print(qk.dequantize(q).astype(float).reshape(-1).tolist() == wanted)
+"""
+
+
+def test_without_numba_messages_are_read():
+    command = [sys.executable, "-c", WITHOUT_NUMBA, str(GOLDEN)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["True", "True"], done.stderr
 
 
 @pytest.mark.parametrize("name", ["codes", "bytes"])

@@ -94,7 +94,8 @@ ALLOWED_OUTSIDE = {
     "quiver_client.adapters.flower": {"flwr"},
     "quiver_client.adapters.safetensors_io": {"safetensors"},
     "quiver_client.sharded.on_ray": {"ray"},
-    "quiver_service.ray_serve": {"ray"},
+    "quiver_service.ray_serve.app": {"ray"},
+    "quiver_service.ray_serve.__main__": {"ray"},
 }
 
 

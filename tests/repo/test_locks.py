@@ -18,6 +18,8 @@ SERVED = {
     "adapters": ["kernels[cpu]", "clients/python[flower,safetensors,torch]"],
     "bench": ["kernels[cpu]"],
     "build": [],
+    "deploy": [],
+    "ray": ["kernels[cpu]", "service[ray]", "clients/python[ray]"],
     "dev": ["kernels[cpu]", "service[otel]", "clients/python"],
     "service-cpu": ["kernels[cpu]", "service"],
     "service-gpu": ["kernels[cpu,cuda12]", "service[cuda12]"],

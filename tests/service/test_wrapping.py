@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import tracemalloc
 from typing import Any
@@ -43,6 +44,22 @@ def test_wrappers_are_taken_in_every_form(real_client: TestClient):
     request = {"vectors": [wanted.to_bytes(), plain.to_bytes()], "weights": [3.0, 1.0]}
     mean = real_client.post("/aggregate", content=pack(request), headers={"content-type": VND})
     assert unpack(mean.content)["data"] == qk.aggregate([wanted, plain], [3, 1]).tobytes()
+
+
+def test_json_answers_hold_the_wrap(real_client: TestClient):
+    answer = real_client.post(
+        "/quantize",
+        content=json.dumps({**OPTIONS, "vector": X.tolist()}),
+        headers={"content-type": "application/json", "accept": "application/json"},
+    )
+    wanted = qk.quantize(X, **OPTIONS).wrap
+    assert wanted is not None
+    assert wanted.outliers is not None
+    found = answer.json()["wrap"]
+    assert found["scale"] == wanted.scale
+    assert found["entropy"] == {"symbols": "codes", "size": 2000}
+    values = base64.b64decode(found["outliers"]["values"])
+    assert values == wanted.outliers.values.tobytes()
 
 
 def test_many_vectors_have_wrappers_of_their_own(real_client: TestClient):

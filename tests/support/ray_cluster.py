@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MIB = 1 << 20
-HEAD = {"num_cpus": 2, "object_store_memory": 200 * MIB, "include_dashboard": False}
+HEAD = {"num_cpus": 0, "object_store_memory": 200 * MIB, "include_dashboard": False}
 
 
 @dataclass
 class LocalCluster:
-    """Nodes in processes of this machine; the first is the head, which is never lost."""
+    """Nodes in processes of this machine, and a head that does no work and is never lost."""
 
     cluster: Any
     nodes: list[Any] = field(default_factory=list)

@@ -94,6 +94,8 @@ def asked_of_numpy(source: str) -> Iterator[int]:
 
 def named_in_code(argument: ast.expr) -> bool:
     """Whether it is a literal, a type such as `np.float32`, or a literal with an item size."""
+    if isinstance(argument, ast.List | ast.Tuple):
+        return all(named_in_code(element) for element in argument.elts)
     if isinstance(argument, ast.JoinedStr):
         sizes = [part for part in argument.values if isinstance(part, ast.FormattedValue)]
         return all(

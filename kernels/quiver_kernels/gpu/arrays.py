@@ -14,7 +14,7 @@ import numpy as np
 
 from quiver_kernels import dlpack
 from quiver_kernels.dlpack import Lent
-from quiver_kernels.dtypes import WIRE_DTYPES
+from quiver_kernels.dtypes import LEAF_DTYPES, WIRE_DTYPES
 from quiver_kernels.errors import InvalidInput
 from quiver_kernels.gpu.device import Device
 
@@ -96,13 +96,25 @@ def on_device(x: object, field: str) -> DeviceArray | None:
     return None
 
 
+_KNOWN = {
+    **{
+        ordered.str: ordered
+        for dtype in LEAF_DTYPES.values()
+        for ordered in (dtype, dtype.newbyteorder(">"))
+    },
+    # What bfloat16 is called there, and types of others that have two bytes.
+    "<V2": np.dtype("V2"),
+}
+"""Types by what the interface calls them."""
+
+
 def _from_interface(x: Any, field: str) -> tuple[Lent, int | None]:
     """Memory by the CUDA Array Interface, and the stream to wait for, if any."""
     try:
         said = x.__cuda_array_interface__
         address, read_only = said["data"]
         shape = tuple(int(size) for size in said["shape"])
-        dtype = np.dtype(said["typestr"])
+        dtype = _KNOWN[said["typestr"]]
         given, masked = said.get("strides"), said.get("mask") is not None
         # Before version 3 nothing is said of streams; work of a library is then in the first.
         stream = said.get("stream") if said["version"] >= 3 else _LEGACY_STREAM

@@ -45,11 +45,22 @@ _ALIGNED = 16
 
 _JOB = np.dtype(
     [
-        (name, np.float64 if name == "unit" else np.uint64)
-        for name in (
-            *("start", "size", "row", "levels", "inverse", "s", "unit", "seed", "shared_seed"),
-            *("shifts", "units", "world_size", "bits", "codes", "first_tile", "first_piece"),
-        )
+        ("start", np.uint64),
+        ("size", np.uint64),
+        ("row", np.uint64),
+        ("levels", np.uint64),
+        ("inverse", np.uint64),
+        ("s", np.uint64),
+        ("unit", np.float64),
+        ("seed", np.uint64),
+        ("shared_seed", np.uint64),
+        ("shifts", np.uint64),
+        ("units", np.uint64),
+        ("world_size", np.uint64),
+        ("bits", np.uint64),
+        ("codes", np.uint64),
+        ("first_tile", np.uint64),
+        ("first_piece", np.uint64),
     ]
 )
 """As `Job` in common.cuh."""

@@ -227,6 +227,33 @@ def test_fine_quantizers_are_left_alone():
     assert contracted(sign, policy="refuse", threshold=0.0, where="w") is sign
 
 
+@pytest.mark.parametrize("wrapped", [{}, {"outliers": 0.9}])
+def test_schemes_without_bias_are_scaled_by_a_wrapper(wrapped: dict[str, Any]):
+    x = np.random.default_rng(0).standard_t(2, 400).astype(np.float32)
+    q = qk.quantize(x, method="qsgd", num_levels=3, seed=1, **wrapped)
+    small = contracted(q, policy="scale", threshold=0.0, where="w")
+    assert small.vnmse == q.vnmse / (1 + q.vnmse)
+    assert small.wrap is not None
+    read = qk.QuantizedVector.from_bytes(small.to_bytes())
+    decoded = qk.dequantize(read).astype(np.float64)
+    wanted = qk.dequantize(q).astype(np.float64) / (1 + q.vnmse)
+    if small.wrap.outliers is not None:
+        # What is exact stays so.
+        wanted[small.wrap.outliers.positions(x.size)] = small.wrap.outliers.values
+    np.testing.assert_allclose(decoded, wanted, rtol=1e-6)
+
+
+def test_schemes_with_a_bias_contract_by_themselves_or_are_refused():
+    x = np.random.default_rng(0).standard_t(2, 400).astype(np.float32)
+    lsq = qk.quantize(x, method="lsq", bits=3)
+    assert contracted(lsq, policy="refuse", threshold=0.0, where="w") is lsq
+    parameters = {"scale": "mx", "rounding": "stochastic"}
+    biased = qk.quantize(x, method="fp4", seed=1, parameters=parameters)
+    assert contracted(biased, policy="scale", threshold=0.25, where="w") is biased
+    with pytest.raises(NotAContraction, match="no scale makes it fit"):
+        contracted(biased, policy="scale", threshold=0.0, where="w")
+
+
 def test_a_sign_message_that_is_too_large_is_refused():
     """With the scale |x|/sqrt(d) a sparse vector is no contraction."""
     x = np.zeros(100)

@@ -19,12 +19,16 @@ from quiver_client.errors import Invalid
 from quiver_client.ps.residuals import FeedbackError
 from quiver_kernels.dtypes import WIRE_DTYPES, levels_dtype
 from quiver_kernels.quantized import QuantizedVector
+from quiver_kernels.schemes.contract import Promises
 from quiver_kernels.sign import METHOD as SIGN
+from quiver_kernels.wrapping.feedback import promises_of
+from quiver_kernels.wrapping.parts import Wrap
 
 POLICIES = ("scale", "refuse", "unchecked")
 DEFAULT_THRESHOLD = 0.25
 DETERMINISTIC = (SIGN,)
-"""Methods that are contractions by themselves; all others round without bias."""
+"""Methods that are contractions by themselves; others but schemes round without bias."""
+UNBIASED = Promises(unbiased=True)
 
 _ROUNDING = 1e-6
 
@@ -71,7 +75,8 @@ def contracted(q: QuantizedVector, *, policy: str, threshold: float, where: str)
     """
     if policy == "unchecked":
         return q
-    if q.method in DETERMINISTIC:
+    promises = promises_of(q.method, q.coded.choice) if q.is_scheme else UNBIASED
+    if q.method in DETERMINISTIC or promises.contraction:
         # Never by its mean magnitude, but a message may come from elsewhere. A mean that rounds to
         # 0 sends nothing and has the error 1: all of it stays owed.
         if q.vnmse > 1 + _ROUNDING:
@@ -87,6 +92,11 @@ def contracted(q: QuantizedVector, *, policy: str, threshold: float, where: str)
             f"{where}: unbiased rounding with vNMSE {q.vnmse:.3g} is no contraction that "
             f"feedback may rely on (threshold {threshold:g}): use more bits, or scale"
         )
+    if not promises.unbiased:
+        raise NotAContraction(
+            f"{where}: {q.method} with its parameters has a bias and does not contract; its vNMSE "
+            f"is {q.vnmse:.3g} (threshold {threshold:g}), and no scale makes it fit"
+        )
     return scaled(q)
 
 
@@ -94,9 +104,17 @@ def scaled(q: QuantizedVector) -> QuantizedVector:
     """`q` with its levels divided by ``1 + vnmse``, and the error that it then has.
 
     Receivers need not know: it is an ordinary message. Exactly as scaling what it decodes to, but
-    for the rounding of the levels to their type.
+    for the rounding of the levels to their type. Schemes, and what is wrapped already, are scaled
+    by a wrapper (`quiver_kernels.wrapping`) instead.
     """
     omega = q.vnmse
+    if q.is_scheme or q.wrap is not None:
+        wrap = Wrap() if q.wrap is None else q.wrap
+        scale = (1.0 if wrap.scale is None else wrap.scale) / (1.0 + omega)
+        if scale == 1:
+            # The error is less than a rounding.
+            return q
+        return replace(q, wrap=replace(wrap, scale=scale), vnmse=omega / (1.0 + omega))
     wide: NDArray[Any] = q.levels.astype(np.float64) / (1.0 + omega)
     rounded = wide.astype(WIRE_DTYPES[q.dtype]).astype(levels_dtype(q.dtype))
     return replace(q, levels=rounded, vnmse=omega / (1.0 + omega))

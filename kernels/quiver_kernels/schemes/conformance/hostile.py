@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from quiver_kernels import api
+from quiver_kernels.dtypes import LEAF_DTYPES
 from quiver_kernels.errors import QuiverError
 from quiver_kernels.quantized import QuantizedVector
 from quiver_kernels.schemes.conformance import vectors
@@ -132,7 +133,8 @@ def _sides(whole: Message) -> Iterator[tuple[str, Message]]:
             continue
         for number in (np.nan, np.inf, -np.inf, -1.0, 0.0, -0.0, 6e4, 3e38, 1e300, 5e-324):
             with np.errstate(over="ignore", under="ignore"):
-                filled = np.full(len(data) // np.dtype(kind).itemsize, number).astype(kind)
+                filled = np.full(len(data) // LEAF_DTYPES[kind].itemsize, number)
+                filled = filled.astype(LEAF_DTYPES[kind])
             parts = {**rest, key: [kind, filled.tobytes()]}
             yield f"{key} all {number}", {**whole, "side": parts}
 

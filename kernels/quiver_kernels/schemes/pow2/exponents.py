@@ -20,7 +20,7 @@ _LEAST_OF_BYTE = -128
 
 def side_dtype(dtype: str) -> np.dtype[Any]:
     """Type of the top exponents for vectors of wire type `dtype`."""
-    return np.dtype("<i2" if dtype == "float64" else "<i1")
+    return np.dtype("<i2") if dtype == "float64" else np.dtype("<i1")
 
 
 def limits(dtype: str) -> tuple[int, int]:
