@@ -1,0 +1,1 @@
+"""A cost model of rounds of many workers: measured costs, a simulation, checks."""

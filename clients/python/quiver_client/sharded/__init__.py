@@ -1,0 +1,1 @@
+"""Vectors whose shards lie apart: files in a directory, arrays in a Ray cluster (docs/ray.md)."""
