@@ -266,7 +266,7 @@ def wrong_sizes() -> Iterator[Case]:
     yield changed("/quantize", "shape_mismatch", weights=tensor(VALUES.reshape(2, 4)))
     yield Case("/quantize", pack({"vector": [0.5] * 10_001}), "too_many_elements")
     # Counted while the structure is checked, before a list is made.
-    yield Case("/quantize", pack({"vector": [0.5] * 300_000}), "malformed_message")
+    yield Case("/quantize", pack({"vector": [0.5] * 400_000}), "malformed_message")
     yield Case("/levels", pack({"vector": [0.5] * 70_000}), "malformed_message")
 
 
@@ -475,7 +475,7 @@ def bad_batches() -> Iterator[Case]:
         yield many("invalid_type", value)
     for value in ([], {}, [[1.0]] * 4097, {"": [1.0]}, {"n" * 257: [1.0]}, {"ä" * 129: [1.0]}):
         yield many("invalid_option", value)
-    yield many("malformed_message", [[0.5] * 9_999] * 27)
+    yield many("malformed_message", [[0.5] * 9_999] * 40)
     yield many("malformed_message", [[[[[[[1.0]]]]]]])
     yield Case("/quantize", b"\x81\xa7vectors\xdd\xff\xff\xff\xff\x90", "malformed_message")
     yield Case("/quantize", b"\x81\xa7vectors\xdf\xff\xff\xff\xff\x90", "malformed_message")
