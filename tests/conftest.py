@@ -15,14 +15,18 @@ import pytest
 
 START_SECONDS = 240
 STOP_SECONDS = 45
-COMPILE = "from quiver_kernels import dispatch; dispatch.load('cpu').warm_up()"
+COMPILE = (
+    "from quiver_kernels import dispatch; dispatch.load('cpu').warm_up()",
+    "from quiver_kernels.schemes import registry; registry.warm_up()",
+)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Compile the kernels once, before the test processes would each do so for themselves."""
     if session.config.getoption("numprocesses", None):
-        subprocess.run([sys.executable, "-c", COMPILE], check=True)
+        compilers = [subprocess.Popen([sys.executable, "-c", code]) for code in COMPILE]
+        assert [compiler.wait() for compiler in compilers] == [0] * len(COMPILE)
 
 
 def without_settings(environment: dict[str, str]) -> dict[str, str]:

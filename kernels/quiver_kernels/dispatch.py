@@ -203,6 +203,13 @@ def _open_lane(number: int) -> Lane:
     return Lane(number, backend, device.name, device.memory)
 
 
+def warm_up_schemes() -> None:
+    """Compile the kernels of all schemes (`quiver_kernels.schemes`)."""
+    from quiver_kernels.schemes import registry
+
+    registry.warm_up()
+
+
 def open_lanes(memory: float = 1.0) -> tuple[Lane, ...]:
     """The GPUs that give the CPU's bits, each a lane. Seconds when first called.
 

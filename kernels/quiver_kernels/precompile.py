@@ -24,7 +24,9 @@ RECORD = """
 import pickle, sys
 from quiver_kernels.cpu import ahead
 from quiver_kernels.cpu.backend import CpuBackend
+from quiver_kernels.schemes import registry
 CpuBackend().warm_up()
+registry.warm_up()
 with open(sys.argv[1], "wb") as file:
     pickle.dump(ahead.compiled(), file)
 """

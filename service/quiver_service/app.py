@@ -107,8 +107,13 @@ def _warm_up(services: Services) -> None:
         detail = error.detail if isinstance(error, QuiverError) else named
         services.logger.exception("warm-up failed")
         services.lifecycle.mark_failed(detail)
-    else:
-        services.lifecycle.mark_ready()
+        return
+    services.lifecycle.mark_ready()
+    # What few ask for is compiled, or loaded, while the others are served.
+    try:
+        services.engine.warm_up_schemes()
+    except Exception:
+        services.logger.exception("warm-up of schemes failed")
 
 
 async def _as_service_error(request: Request, error: Exception) -> NoReturn:

@@ -51,6 +51,10 @@ class Backends(Protocol):
         """What CPU and GPU cost; None where there is no GPU."""
         ...
 
+    def warm_up_schemes(self) -> None:
+        """Compile what methods beside the backends' own use."""
+        ...
+
 
 class Devices:
     """The backends of one service and the state of each lane. Thread-safe.
@@ -149,6 +153,10 @@ class Devices:
             ],
             "costs": None if self._model is None else self._model.describe(),
         }
+
+    def warm_up_schemes(self) -> None:
+        """Compile what methods beside the backends' own use; `warm_up` comes before it."""
+        self._backends.warm_up_schemes()
 
     def warm_up(self) -> None:
         """Compile every kernel of every device that is here. Seconds; run it in a thread.

@@ -86,6 +86,10 @@ class Engine:
         """Compile every kernel of every device that is here. Seconds; run it in a thread."""
         self.devices.warm_up()
 
+    def warm_up_schemes(self) -> None:
+        """Compile what few requests ask for; run it in a thread, when the service is ready."""
+        self.devices.warm_up_schemes()
+
     def close(self, timeout: float) -> bool:
         """Finish what is queued, stop the threads; whether all was done within `timeout` s."""
         return self.pool.close(timeout)

@@ -64,6 +64,9 @@ class Both:
     def available(self) -> dict[str, bool]:
         return {"cpu": True, "gpu": True}
 
+    def warm_up_schemes(self) -> None:
+        """Nothing to compile."""
+
     def open_lanes(self, memory: float) -> list[Lane]:
         return [Lane(0, self.gpu)]
 

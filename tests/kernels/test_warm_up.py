@@ -13,6 +13,7 @@ from quiver_kernels.exact_sum import ExactSum
 from quiver_kernels.tree import QuantizedSection
 from quiver_kernels.dtypes import WIRE_DTYPES
 from quiver_kernels.options import METHODS, QuantizeOptions
+from quiver_kernels.schemes import registry
 
 def compiled():
     return {
@@ -26,6 +27,7 @@ def compiled():
 backend = dispatch.load("cpu")
 if "skip" not in sys.argv:
     backend.warm_up()
+    registry.warm_up()
 before = compiled()
 sys.modules["quiver_kernels.options"].STREAM_FROM = 4000
 sys.modules["quiver_kernels.cpu.simba"].POINTS = 4000

@@ -161,6 +161,9 @@ class FakeBackends:
     def available(self) -> dict[str, bool]:
         return {"cpu": True, "gpu": False}
 
+    def warm_up_schemes(self) -> None:
+        """Nothing to compile."""
+
     def open_lanes(self, memory: float) -> list[Lane]:
         raise BackendUnavailable("device gpu is not available here; use cpu or auto")
 

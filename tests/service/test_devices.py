@@ -106,6 +106,9 @@ class Both:
     def available(self) -> dict[str, bool]:
         return {"cpu": True, "gpu": True}
 
+    def warm_up_schemes(self) -> None:
+        """Nothing to compile."""
+
     def open_lanes(self, memory: float) -> list[Lane]:
         self.memory = memory
         return [Lane(0, self.gpu)]  # type: ignore[arg-type]
@@ -302,6 +305,9 @@ class Several(Both):
     def available(self) -> dict[str, bool]:
         self.looked_for += 1
         return {"cpu": True, "gpu": bool(self.gpus)}
+
+    def warm_up_schemes(self) -> None:
+        """Nothing to compile."""
 
     def open_lanes(self, memory: float) -> list[Lane]:
         self.memory = memory

@@ -29,7 +29,6 @@ from quiver_kernels.options import GRIDS, METHODS, SIMBA, QuantizeOptions
 from quiver_kernels.quantized import QuantizedVector
 from quiver_kernels.request import QuantizeRequest
 from quiver_kernels.schemes import coding as schemes
-from quiver_kernels.schemes import registry
 from quiver_kernels.simba import refuse_unsupported
 from quiver_kernels.wire import LevelsResult
 from quiver_kernels.wrapping import around
@@ -221,10 +220,6 @@ class CpuBackend:
         # Levels too far apart for float32 arithmetic take the float64 path.
         extreme = np.array([-3e38, 0, 3e38], np.float32)
         self.quantize(extreme, replace(options, num_levels=2, bits=1), None)
-        for name in registry.names():
-            scheme = registry.find(name)
-            assert scheme is not None  # it is one of the names
-            scheme.warm_up()
 
     def _warm_sets(self, x: NDArray[Any]) -> None:
         """Level sets: rounded to alone and together, read back."""

@@ -51,6 +51,14 @@ def names() -> tuple[str, ...]:
     return (*_BUILT_IN, *brought)
 
 
+def warm_up() -> None:
+    """Compile every scheme's kernels, so that no later call waits for a compiler."""
+    for name in names():
+        scheme = find(name)
+        if scheme is not None:
+            scheme.warm_up()
+
+
 def find(name: str) -> Scheme | None:
     """The scheme called `name`, or None.
 
