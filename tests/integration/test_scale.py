@@ -11,7 +11,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -127,34 +127,55 @@ def test_all_replicas_serve(project: Project):
             assert b'quiver_requests_total{code="200"' in answer.read()
 
 
-def under_load(project: Project, disturb: Callable[[], object]) -> tuple[int, list[str]]:
-    """Requests of 4 MB while `disturb` runs: how many were right, and what went wrong."""
+@dataclass(eq=False)
+class Answered:
+    """How many requests were right, and what went wrong with others."""
+
+    right: int = 0
+    wrong: list[str] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def note(self, wrong: str | None) -> None:
+        with self.lock:
+            self.right += wrong is None
+            self.wrong += [] if wrong is None else [wrong]
+
+    def wait_for(self, count: int, seconds: float = 240.0) -> None:
+        """Return when so many more requests have ended, whatever came of them."""
+        begun, before = time.monotonic(), self.right + len(self.wrong)
+        while self.right + len(self.wrong) < before + count:
+            assert time.monotonic() < begun + seconds, f"{count} requests did not end"
+            time.sleep(0.01)
+
+
+def under_load(project: Project, disturb: Callable[[], object]) -> Answered:
+    """Requests of 4 MB while `disturb` runs."""
     x = np.random.default_rng(2).normal(size=1_000_000).astype(np.float32)
     right = qk.quantize(x, bits=4, seed=3)
     stop = threading.Event()
 
-    def ask(_: int) -> tuple[int, list[str]]:
-        good, wrong = 0, []
+    answered = Answered()
+
+    def ask(_: int) -> None:
         while not stop.is_set():
             try:
                 q = client.quantize(x, bits=4, seed=3)
             except Exception as error:  # noqa: BLE001 - whatever it is, the user would have seen it
-                wrong.append(repr(error))
+                answered.note(repr(error))
             else:
-                same = np.array_equal(q.codes, right.codes)
-                good, wrong = good + same, wrong if same else [*wrong, "other bits"]
-        return good, wrong
+                answered.note(None if np.array_equal(q.codes, right.codes) else "other bits")
 
     with Client(project.url) as client, ThreadPoolExecutor(3) as threads:
         asking = [threads.submit(ask, i) for i in range(3)]
         try:
-            time.sleep(1.0)
+            answered.wait_for(5)
             disturb()
-            time.sleep(2.0)
+            answered.wait_for(10)
         finally:
             stop.set()
-        done = [future.result() for future in asking]
-    return sum(good for good, _ in done), [one for _, wrong in done for one in wrong]
+        for future in asking:
+            future.result()
+    return answered
 
 
 @pytest.mark.parametrize("end", ["kill", "stop"])
@@ -162,14 +183,14 @@ def test_nobody_notices_that_a_replica_ends(project: Project, end: str):
     victim = project.containers("replica")[0]
     project.wait_for(REPLICAS, 60)
 
-    good, wrong = under_load(project, lambda: docker(end, victim))
+    answered = under_load(project, lambda: docker(end, victim))
     gone = project.wait_for(REPLICAS - 1, 10)
     docker("start", victim)
     back = project.wait_for(REPLICAS, 60)
 
-    print(f"{end}: {good} requests, noticed in {gone:.1f} s, back in {back:.1f} s")
-    assert good > 10
-    assert wrong == []
+    print(f"{end}: {answered.right} requests, noticed in {gone:.1f} s, back in {back:.1f} s")
+    assert answered.right > 10
+    assert answered.wrong == []
 
 
 def test_a_load_without_the_balancers_replicas_is_seen_to_fail(project: Project):
@@ -177,12 +198,9 @@ def test_a_load_without_the_balancers_replicas_is_seen_to_fail(project: Project)
     victims = project.containers("replica")
     project.wait_for(REPLICAS, 60)
 
-    def end() -> None:
-        docker("kill", *victims)
-        time.sleep(25.0)  # longer than the client tries
-
     try:
-        _, wrong = under_load(project, end)
+        # The client tries for a while before it gives up, so ten more ends are failures.
+        wrong = under_load(project, lambda: docker("kill", *victims)).wrong
     finally:
         docker("start", *victims)
     project.wait_for(REPLICAS, 60)

@@ -46,16 +46,18 @@ def test_one_user_at_a_time():
     using: set[int] = set()
     clashes: list[int] = []
     most: list[int] = []
+    together = threading.Barrier(2)
 
     def work() -> None:
-        for _ in range(20):
+        for turn in range(20):
             with pool.taken(lambda: [0, 1]) as lane:
                 assert lane is not None
                 if lane.number in using:
                     clashes.append(lane.number)
                 using.add(lane.number)
                 most.append(len(using))
-                time.sleep(0.0005)
+                if turn == 0:
+                    together.wait(10)
                 using.remove(lane.number)
 
     threads = [threading.Thread(target=work) for _ in range(6)]
