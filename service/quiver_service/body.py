@@ -12,9 +12,12 @@ import numpy as np
 from quiver_service.budget import Lease
 from quiver_service.deadline import Deadline
 from quiver_service.errors import ClientGone, ServiceError
+from quiver_service.responses import ConnectionControl
 
 SLOW_SECONDS = 1.0
 MARGIN_BYTES = 1 << 20
+# From this length on, a body goes from the socket straight into its buffer.
+POURED_BYTES = 1 << 18
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
@@ -35,13 +38,13 @@ class UploadLimits:
 async def read_whole(receive: Receive, length: int) -> memoryview:
     """Read a body that has come already; errors as for `read_body`."""
     view = np.empty(length, dtype=np.uint8).data
-    filled, more = 0, True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone("client_disconnect")
-        filled = _append(view, filled, message.get("body", b""))
-        more = message.get("more_body", False)
+    filled = 0
+
+    def note(now_filled: int) -> None:
+        nonlocal filled
+        filled = now_filled
+
+    await _read_messages(receive, view, note)
     if filled != length:
         raise ClientGone("client_disconnect")
     return view
@@ -53,8 +56,9 @@ async def read_body(
     limits: UploadLimits,
     lease: Lease,
     deadline: Deadline | None = None,
+    connection: ConnectionControl | None = None,
 ) -> memoryview:
-    """Read a body of exactly `length` bytes into fresh memory; one copy, no joining.
+    """Read a body of exactly `length` bytes into fresh memory; one copy at most, no joining.
 
     Parameters
     ----------
@@ -68,6 +72,8 @@ async def read_body(
         Books the whole body; less while the upload is slow, see `_Booking`.
     deadline
         When the client wants no answer any more.
+    connection
+        Reads a large body without a copy.
 
     Returns
     -------
@@ -93,18 +99,23 @@ async def read_body(
     booking = _Booking(lease, length, limits.min_bytes_per_second)
     try:
         async with asyncio.timeout_at(min(clock() + limits.idle_seconds, last_moment)) as timer:
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientGone("client_disconnect")
-                chunk = message.get("body", b"")
-                if chunk:
-                    filled = _append(view, filled, chunk)
-                    booking.fill(filled)
-                if not message.get("more_body", False):
-                    break
-                if chunk:
+
+            def note(now_filled: int) -> None:
+                nonlocal filled
+                filled = now_filled
+                booking.fill(filled)
+                if not timer.expired():
                     timer.reschedule(min(clock() + limits.idle_seconds, last_moment))
+
+            pour = None
+            if connection is not None and length >= POURED_BYTES:
+                pour = connection.pour(view, note)
+            if pour is not None:
+                filled = pour.filled
+                await pour.wait()
+                filled = pour.filled
+            else:
+                await _read_messages(receive, view, note)
     except TimeoutError:
         if deadline is not None and clock() >= deadline.at:
             raise deadline.passed() from None
@@ -121,6 +132,18 @@ async def read_body(
     if filled != length:
         raise ClientGone("client_disconnect")
     return view
+
+
+async def _read_messages(receive: Receive, view: memoryview, note: Callable[[int], None]) -> None:
+    filled, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone("client_disconnect")
+        more = message.get("more_body", False)
+        if chunk := message.get("body", b""):
+            filled = _append(view, filled, chunk)
+            note(filled)
 
 
 class _Booking:

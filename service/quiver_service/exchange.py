@@ -62,7 +62,12 @@ async def exchange(
             body = await read_whole(receive, admission.length)
         else:
             body = await read_body(
-                receive, admission.length, services.upload_limits, admission.lease, wish
+                receive,
+                admission.length,
+                services.upload_limits,
+                admission.lease,
+                wish,
+                connection,
             )
     upload = Upload(body, admission.media_type, query)
     light = admission.length <= SMALL_BYTES and operation.light(upload)

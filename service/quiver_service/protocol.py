@@ -11,12 +11,14 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, cast
 
+import httptools
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from quiver_service.errors import ServiceError, problem_of
 from quiver_service.middleware import fresh_id
 from quiver_service.negotiation import PROBLEM_JSON
+from quiver_service.pour import Pour
 from quiver_service.responses import BUFFERED_BYTES, CONNECTION_EXTENSION
 
 LINGER_SECONDS = 2.0
@@ -52,11 +54,14 @@ class GuardedProtocol(HttpToolsProtocol):
         # Bytes that the head being received may still have, and how many heads came before it.
         self._head_left = MAX_HEAD_BYTES
         self._heads = 0
+        self._raw: asyncio.Transport | None = None
+        self._pour: Pour | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start to wait for the first head."""
         super().connection_made(transport)
         self.encrypted = transport.get_extra_info("sslcontext") is not None
+        self._raw = transport
         closing = _ClosingTransport(transport, self._close)
         closing.set_write_buffer_limits(high=BUFFERED_BYTES)
         self.transport = cast("asyncio.Transport", closing)
@@ -90,6 +95,42 @@ class GuardedProtocol(HttpToolsProtocol):
     def _refuse_head(self, detail: str) -> None:
         if not self.transport.is_closing():
             self._answer(ServiceError("head_too_large", detail))
+
+    def pour(self, view: memoryview, note: Callable[[int], None]) -> Pour | None:
+        """Let the rest of the body that is being received go straight into `view`.
+
+        What has come of it is put there first. None if the body is not the one that the transport
+        would read next: it is complete, or its connection is lost.
+        """
+        cycle: Any = self.cycle
+        if self._raw is None or self.pipeline or not cycle.more_body or cycle.disconnected:
+            return None
+        came = cycle.body
+        if len(came) >= len(view) or self.transport.is_closing():
+            return None
+        view[: len(came)] = came
+        cycle.body = bytearray()
+        cycle.message_event.clear()
+        if cycle.waiting_for_100_continue:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            cycle.waiting_for_100_continue = False
+        self._pour = Pour(self, view, len(came), note)
+        self._raw.set_protocol(self._pour)
+        self.flow.resume_reading()
+        return self._pour
+
+    def stop_pouring(self, pour: Pour, *, complete: bool) -> None:
+        """Read from the transport again, if `pour` still does; a complete body is not parsed."""
+        if self._pour is not pour:
+            return
+        self._pour = None
+        if self._raw is not None and not self._raw.is_closing():
+            self._raw.set_protocol(self)
+        if complete and self.parser is not None:
+            # The old one waits for a body that it will not see.
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            self.cycle.more_body = False
 
     def on_message_begin(self) -> None:
         """Give the request a way to cut its connection."""
@@ -183,6 +224,9 @@ class _Control:
 
     def abort(self) -> None:
         self._protocol.transport.abort()
+
+    def pour(self, view: memoryview, note: Callable[[int], None]) -> Pour | None:
+        return self._protocol.pour(view, note)
 
     def buffer(self, wanted: bool) -> None:
         """Whether something may linger in the write buffer.

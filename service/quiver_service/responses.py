@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from starlette.responses import Response
@@ -13,6 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 from quiver_kernels.framing import Segment
 from quiver_service.context import context_of
 from quiver_service.errors import ClientGone
+from quiver_service.pour import Pour
 
 PIECE_BYTES = 1 << 20
 # A TLS transport says that it is free when one piece is encrypted but not yet with the kernel:
@@ -38,6 +39,10 @@ class ConnectionControl(Protocol):
 
     def abort(self) -> None:
         """Cut it."""
+        ...
+
+    def pour(self, view: memoryview, note: Callable[[int], None]) -> Pour | None:
+        """Read the rest of the body straight into `view`; None if that cannot be, see `pour`."""
         ...
 
     def buffer(self, wanted: bool) -> None:
