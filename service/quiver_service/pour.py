@@ -43,6 +43,7 @@ class Pour(asyncio.BufferedProtocol):
     ) -> None:
         self._protocol = protocol
         self._view = view
+        self._length = len(view)
         self._note = note
         self.filled = filled
         self._ended: asyncio.Future[None] = protocol.loop.create_future()
@@ -60,7 +61,9 @@ class Pour(asyncio.BufferedProtocol):
         try:
             await self._ended
         finally:
-            self._protocol.stop_pouring(self, complete=self.filled == len(self._view))
+            self._protocol.stop_pouring(self, complete=self.filled == self._length)
+            # uvloop's transport keeps the last protocol that it read into as long as it lives.
+            self._view = memoryview(b"")
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
         """Where the next bytes belong; never beyond the body, behind which is another request."""
@@ -77,7 +80,7 @@ class Pour(asyncio.BufferedProtocol):
             self._ended.set_exception(refused)
             self._protocol.flow.pause_reading()
             return
-        if self.filled == len(self._view):
+        if self.filled == self._length:
             self._ended.set_result(None)
             self._protocol.stop_pouring(self, complete=True)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import weakref
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from uvicorn import Config
@@ -37,6 +39,7 @@ class Recorder:
         self.limits = limits
         self.budget = budget or ByteBudget(1 << 30)
         self.failures: list[Exception] = []
+        self.buffers: list[weakref.ref[Any]] = []
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         length = int(dict(scope["headers"])[b"content-length"])
@@ -46,6 +49,8 @@ class Recorder:
             connection = connection_of(scope)
             body = await read_body(receive, length, self.limits, lease, None, connection)
             answer = b"%d %d" % (len(body), zlib.crc32(body))
+            self.buffers.append(weakref.ref(body.obj))
+            del body
         except (ServiceError, ClientGone) as failure:
             self.failures.append(failure)
             status = 408
@@ -105,7 +110,7 @@ def poured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     original = pouring.Pour.wait
 
     async def counted(self: pouring.Pour) -> None:
-        lengths.append(len(self._view))
+        lengths.append(self._length)
         await original(self)
 
     monkeypatch.setattr(pouring.Pour, "wait", counted)
@@ -172,6 +177,37 @@ async def test_a_parser_that_is_not_renewed_is_noticed(
     with pytest.raises((AssertionError, TimeoutError, asyncio.IncompleteReadError)):
         async with asyncio.timeout(2):
             await exchanged([600, 600], [200], pause=True)
+
+
+async def kept_buffers() -> int:
+    """Buffers that still exist after their answers, while the connection does."""
+    app = Recorder()
+    async with serving(app) as connect:
+        reader, writer = await connect()
+        body = bytes(1000)
+        writer.write(request(body)[: -len(body)])
+        await asyncio.sleep(0.02)
+        writer.write(body)
+        await answer_of(reader)
+        return sum(buffer() is not None for buffer in app.buffers)
+
+
+def test_a_buffer_goes_with_its_request(poured: list[int]):
+    assert uvloop.run(kept_buffers()) == 0
+    assert poured == [1000]
+
+
+def test_a_buffer_that_is_kept_is_noticed(poured: list[int], monkeypatch: pytest.MonkeyPatch):
+    kept = []
+    get_buffer = pouring.Pour.get_buffer
+
+    def keeping(self: pouring.Pour, sizehint: int) -> memoryview:
+        kept.append(get_buffer(self, sizehint))
+        return kept[-1]
+
+    monkeypatch.setattr(pouring.Pour, "get_buffer", keeping)
+
+    assert uvloop.run(kept_buffers()) == 1
 
 
 async def test_a_body_that_was_announced_is_asked_for(poured: list[int]):
