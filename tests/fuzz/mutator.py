@@ -390,7 +390,7 @@ def _opened(value: Any) -> Any:
     if isinstance(value, bytes) and value[:1] in b"\x80\x81\x82\x83\x8d\xde":
         try:
             inner = msgspec.msgpack.decode(value)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             return value
         return Inside(_opened(inner)) if isinstance(inner, dict) and inner else value
     return value
