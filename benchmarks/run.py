@@ -32,6 +32,7 @@ WITH_QUICK = (
     "homomorphic",
     "many_small",
     "mean_estimation",
+    "model_file",
     "paper",
     "peers",
     "plan",

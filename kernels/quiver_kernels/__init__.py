@@ -1,5 +1,6 @@
 """Adaptive stochastic quantization: optimal levels, unbiased codes, packed bytes."""
 
+from quiver_kernels import qvr
 from quiver_kernels._version import __version__
 from quiver_kernels.api import aggregate, dequantize, expected_mse, optimal_levels, plan, quantize
 from quiver_kernels.errors import (
@@ -42,6 +43,7 @@ __all__ = [
     "optimal_levels",
     "plan",
     "quantize",
+    "qvr",
     "sign_quantize",
     "stopping_when",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,15 @@ class Range:
         """The power of two that brings the largest magnitude near 1, within float64."""
         top = max(abs(self.low), abs(self.high))
         return math.ldexp(1.0, max(-1000, min(1000, -math.frexp(top)[1])))
+
+
+class Shaped(Protocol):
+    """An array, wherever it lies."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        ...
 
 
 def require_values(x: NDArray[Any], field: str) -> None:
@@ -97,8 +106,8 @@ def finite_range(x: NDArray[Any], field: str = "vector") -> Range:
     return Range(min(low for low, _ in found), max(high for _, high in found))
 
 
-def check_weights(x: NDArray[Any], weights: NDArray[Any] | None) -> NDArray[np.float64]:
-    """Weights as flat float64; shape (0,) for None."""
+def check_weights(x: Shaped, weights: NDArray[Any] | None) -> NDArray[np.float64]:
+    """Weights as flat float64; shape (0,) for None. Of `x` only the shape is looked at."""
     if weights is None:
         return np.empty(0)
     if weights.shape != x.shape:

@@ -18,9 +18,12 @@ from quiver_kernels.errors import InvalidInput
 
 CPU, CUDA, CUDA_HOST, CUDA_MANAGED = 1, 2, 3, 13
 """Kinds of memory: of the host, of a GPU, of the host and pinned, of both."""
+HOST = (CPU, 0)
+"""The host, as ``__dlpack_device__`` names it."""
 
 _KINDS = {0: "int", 1: "uint", 2: "float", 3: "handle", 4: "bfloat", 5: "complex"}
 _BOOLEAN = 6
+_BFLOAT = 4
 _READ_ONLY = 1
 _MOST_DIMENSIONS = 64
 
@@ -164,6 +167,37 @@ def host_array(x: Any, field: str) -> NDArray[Any]:
     return np.asarray(_AsNumpy(lent)).view(dtype)
 
 
+def lend(x: NDArray[Any], max_version: tuple[int, int] | None = None) -> object:
+    """`x` as a DLPack capsule, for ``__dlpack__``; bfloat16 too, which NumPy does not lend.
+
+    Parameters
+    ----------
+    x
+        Of the host, writable, of one of `LEAF_DTYPES`.
+    max_version
+        The newest version of DLPack that the taker knows; None: one before 1.0.
+    """
+    given: dict[str, Any] = {} if max_version is None else {"max_version": max_version}
+    if x.dtype != LEAF_DTYPES["bfloat16"]:
+        return x.__dlpack__(**given)
+    capsule = x.view(np.uint16).__dlpack__(**given)
+    # The capsule's memory is ours until somebody takes it: its type is told as it is.
+    _tensor_of(capsule).dtype.code = _BFLOAT
+    return capsule
+
+
+def _tensor_of(capsule: object) -> Any:
+    """The tensor of a capsule that NumPy made, where it stands in memory."""
+    for name, kind, inside in (
+        (b"dltensor_versioned", _DLManagedTensorVersioned, True),
+        (b"dltensor", _DLTensor, False),
+    ):
+        if _is_valid(capsule, name):
+            found: Any = kind.from_address(_pointer(capsule, name))
+            return found.tensor if inside else found
+    raise BufferError("NumPy gave a DLPack capsule without a tensor")
+
+
 class _AsNumpy:
     """Memory as NumPy takes it; bits without a type, since NumPy does not know bfloat16."""
 
@@ -207,23 +241,16 @@ def _capsule_of(x: Any, given: dict[str, int]) -> object:
 
 
 def _read(capsule: object, field: str) -> Lent:
-    api = ctypes.pythonapi
-    pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
-        ("PyCapsule_GetPointer", api)
-    )
-    valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(
-        ("PyCapsule_IsValid", api)
-    )
     read_only = False
     # The capsule keeps its name, so that it gives the memory back when it goes itself.
-    if valid(capsule, b"dltensor_versioned"):
-        address = pointer(capsule, b"dltensor_versioned")
+    if _is_valid(capsule, b"dltensor_versioned"):
+        address = _pointer(capsule, b"dltensor_versioned")
         managed = _DLManagedTensorVersioned.from_address(address)
         if managed.major != 1:
             raise _refused(field, f"DLPack {managed.major}.{managed.minor} is not supported")
         tensor, read_only = managed.tensor, bool(managed.flags & _READ_ONLY)
-    elif valid(capsule, b"dltensor"):
-        tensor = _DLTensor.from_address(pointer(capsule, b"dltensor"))
+    elif _is_valid(capsule, b"dltensor"):
+        tensor = _DLTensor.from_address(_pointer(capsule, b"dltensor"))
     else:
         raise _refused(field, "its DLPack capsule holds no tensor")
     if not 0 <= tensor.ndim <= _MOST_DIMENSIONS or tensor.dtype.lanes != 1:
@@ -244,6 +271,16 @@ def _read(capsule: object, field: str) -> Lent:
         read_only=read_only,
         owner=capsule,
     )
+
+
+def _is_valid(capsule: object, name: bytes) -> bool:
+    call = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)
+    return bool(call(("PyCapsule_IsValid", ctypes.pythonapi))(capsule, name))
+
+
+def _pointer(capsule: object, name: bytes) -> int:
+    call = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
+    return int(call(("PyCapsule_GetPointer", ctypes.pythonapi))(capsule, name))
 
 
 def _type_name(dtype: _DLDataType) -> str:

@@ -176,6 +176,36 @@ class QuantizedVector:
         """
         return from_message(decode_validated(data, _DECODER))
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """The decoded vector, for ``np.asarray``; computed whenever it is asked for."""
+        decoded: NDArray[Any] = _above("interop").as_array(self, dtype, copy)
+        return decoded
+
+    def __dlpack__(
+        self,
+        *,
+        stream: object = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> object:
+        """The decoded vector on the host, for ``from_dlpack`` of any library."""
+        return _above("interop").as_capsule(self, stream, max_version, dl_device, copy)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """The host, where decoded values lie."""
+        return 1, 0
+
+    def _repr_html_(self) -> str:
+        """A table and a small picture, for notebooks."""
+        shown: str = _above("notebook").to_html(self)
+        return shown
+
+
+def _above(name: str) -> Any:
+    """A module that stands above this one, by name: it is needed by few."""
+    return importlib.import_module(f"quiver_kernels.{name}")
+
 
 def quantized_fields(q: QuantizedVector) -> dict[str, Any]:
     """The message's map, for `framing.pack`; levels and codes are views."""
@@ -498,9 +528,8 @@ def _check_stream(
     stream: NDArray[np.uint8], how: parts.Packed, m: QuantizedMessage, size: int, where: str
 ) -> None:
     """Refuse an entropy coded payload whose sizes do not fit."""
-    # By name: what decodes it stands above, among the kernels.
-    module = importlib.import_module("quiver_kernels.wrapping.payload")
-    module.check(stream, how, size, m.bits, m.block_size, where)
+    # What decodes it stands among the kernels.
+    _above("wrapping.payload").check(stream, how, size, m.bits, m.block_size, where)
 
 
 def _require(holds: bool, name: str, limit: str, got: object, code: str = "invalid_option") -> None:

@@ -58,7 +58,7 @@ def threads(count: int | None) -> Iterator[None]:
 
     None: as many as there are processors that the process may use.
     """
-    count = _processors() if count is None else count
+    count = processors() if count is None else count
     if count < 1:
         raise InvalidInput(
             f"threads must be at least 1, or None; got {count}",
@@ -73,7 +73,8 @@ def threads(count: int | None) -> Iterator[None]:
         yield
 
 
-def _processors() -> int:
+def processors() -> int:
+    """Processors that the process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

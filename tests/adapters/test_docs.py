@@ -1,4 +1,4 @@
-"""The code of docs/adapters.md runs."""
+"""The code of docs/adapters.md and docs/codecs.md runs, and that of the tutorial on DDP."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ import pytest
 
 from flower_threads import simulate
 
-PAGE = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "adapters.md").read_text()
+CODECS = (DOCS / "codecs.md").read_text()
+TUTORIAL = (DOCS / "tutorials" / "ddp.md").read_text()
 BLOCK = re.compile(
     r"(?:^<!-- adapters: (\w+) -->\n)?^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL
 )
 SECONDS = 240
 
 
-def code_of(name: str) -> str:
-    [found] = [code for mark, code in BLOCK.findall(PAGE) if mark == name]
+def code_of(name: str, page: str = PAGE) -> str:
+    [found] = [code for mark, code in BLOCK.findall(page) if mark == name]
     return str(found)
 
 
@@ -38,7 +41,12 @@ def run(command: list[str], folder: Path) -> str:
 
 
 def test_every_block_is_run():
-    assert sorted(mark for mark, _ in BLOCK.findall(PAGE)) == ["flower", "safetensors", "torchrun"]
+    assert sorted(mark for mark, _ in BLOCK.findall(PAGE)) == [
+        "flower",
+        "safetensors",
+        "states",
+        "torchrun",
+    ]
 
 
 def test_the_example_of_the_hook(tmp_path: Path):
@@ -50,10 +58,30 @@ def test_the_example_of_the_hook(tmp_path: Path):
     assert {path.name for path in tmp_path.glob("*.pt")} == {"rank0.pt", "rank1.pt"}
 
 
+def test_the_tutorial(tmp_path: Path):
+    (tmp_path / "train.py").write_text(code_of("tutorial", TUTORIAL))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+    told = run([*command, "train.py"], tmp_path)
+    assert told.count("Traffic(") == 2
+
+
 def test_the_example_of_files(tmp_path: Path):
     run([sys.executable, "-c", code_of("safetensors")], tmp_path)
 
     assert (tmp_path / "restored.safetensors").stat().st_size > 4 * 300 * 200
+
+
+def test_the_example_of_states(tmp_path: Path):
+    run([sys.executable, "-c", code_of("states")], tmp_path)
+
+    assert (tmp_path / "small.safetensors").is_file()
+
+
+def test_the_example_of_codecs(tmp_path: Path):
+    run([sys.executable, "-c", code_of("codecs", CODECS)], tmp_path)
+
+    assert (tmp_path / "embeddings.zarr" / "zarr.json").is_file()
 
 
 def test_the_example_of_flower(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

@@ -103,6 +103,7 @@ def test_the_public_names():
         "optimal_levels",
         "plan",
         "quantize",
+        "qvr",
         "sign_quantize",
         "stopping_when",
     }

@@ -29,6 +29,10 @@ if "skip" not in sys.argv:
     backend.warm_up()
     registry.warm_up()
 before = compiled()
+if "float32" in sys.argv:
+    WIRE_DTYPES = {"float32": np.dtype(np.float32)}
+    METHODS = ("uniform",)
+    registry.names = lambda: METHODS
 sys.modules["quiver_kernels.options"].STREAM_FROM = 4000
 sys.modules["quiver_kernels.cpu.simba"].POINTS = 4000
 rng = np.random.default_rng(0)
@@ -118,4 +122,5 @@ def test_nothing_is_compiled_after_warm_up() -> None:
 
 
 def test_without_warm_up_it_is_noticed() -> None:
-    assert "encode_blocks" in run("skip")
+    # The first of many calls is enough.
+    assert "encode_blocks" in run("skip", "float32")

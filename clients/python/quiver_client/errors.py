@@ -10,6 +10,7 @@ answer came, its ``status`` and ``request_id``::
     |-- ClientClosed               used after close()
     |-- InvalidURL                 an address that names no service
     |-- LocalModeUnavailable       local mode without its extra installed
+    |-- ExtraMissing               a file needs a package that is not installed
     `-- StatusError                the service refused; any other status
         |-- BadRequest             400 malformed message
         |-- Unauthorized           401 no key, or not a valid one
@@ -137,6 +138,12 @@ class LocalModeUnavailable(QuiverClientError):
     """Local mode needs an extra that is not installed."""
 
     default_code = "local_mode_unavailable"
+
+
+class ExtraMissing(QuiverClientError):
+    """A file is of a format whose package is not installed."""
+
+    default_code = "extra_missing"
 
 
 class StatusError(QuiverClientError):

@@ -30,7 +30,7 @@ def solve(
     name = wire_name(x.dtype)
     if options.levels is not None:
         return given_table(options.levels, name, bounds, weighted=weights.size > 0)
-    weights = _scaled(weights)
+    weights = scaled(weights)
     if options.block_size is None:
         table = _table_levels(x.reshape(-1), bounds, options, weights)[np.newaxis, :]
     else:
@@ -50,16 +50,16 @@ def snapped(table: Floats, dtype: str) -> NDArray[Any]:
     return levels
 
 
-def _scaled(weights: Floats) -> Floats:
+def scaled(weights: Floats) -> Floats:
     """Weights times a power of two: no optimum changes, and no sum leaves float64."""
     if weights.size == 0:
         return weights
     largest = max(float(weights[part].max()) for part in slices(weights.size))
     exponent = -math.frexp(largest)[1]
-    scaled = np.empty(weights.size)
+    found = np.empty(weights.size)
     for part in slices(weights.size):
-        np.ldexp(weights[part], exponent, out=scaled[part])
-    return scaled
+        np.ldexp(weights[part], exponent, out=found[part])
+    return found
 
 
 def _table_levels(

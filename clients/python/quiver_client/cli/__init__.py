@@ -1,0 +1,1 @@
+"""The ``quiver`` command: one module for each command, `app` has the table of them."""

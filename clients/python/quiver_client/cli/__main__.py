@@ -1,0 +1,24 @@
+"""``quiver``, or ``python -m quiver_client.cli``."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+NEEDED = ("click", "rich")
+
+
+def main() -> None:
+    """Run the command that ``sys.argv`` names, and exit with its code."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        sys.exit(
+            f"quiver: the command needs {' and '.join(missing)}: pip install 'quiver-client[cli]'"
+        )
+    from quiver_client.cli.app import run
+
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()
