@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, NoReturn
 
@@ -20,6 +20,7 @@ from quiver_service.engine import Engine
 from quiver_service.errors import ServiceError
 from quiver_service.heap import settle_heap
 from quiver_service.middleware import RequestMiddleware
+from quiver_service.playground import pages
 from quiver_service.services import Services
 from quiver_service.settings import Settings
 
@@ -57,6 +58,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         The keys of the settings cannot be read.
     """
     services = Services.create(settings, engine)
+    files = pages.load(playground=settings.playground)
     app = QuiverApp(
         title="QUIVER",
         summary="Adaptive stochastic quantization as a service",
@@ -65,6 +67,9 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         openapi_tags=schemas.TAGS,
         lifespan=_lifespan(services),
         redirect_slashes=False,
+        # The framework's page loads its scripts from another host; `pages` has one of our own.
+        docs_url=None,
+        redoc_url=None,
         exception_handlers={HTTPException: _as_service_error},
         # Spans and metrics are the service's own (`tracing`, `metrics`).
         telemetry={"tracing": False, "metrics": False, "logs": False},
@@ -73,10 +78,15 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     app.include_router(routes.router)
     app.include_router(routes.router, prefix=routes.VERSION_PREFIX, include_in_schema=False)
     app.include_router(health.router)
+    app.router.routes.extend(pages.routes(files))
     # The last one added is the first to see a request.
     app.add_middleware(routes.Shortcut, services=services)
-    app.add_middleware(RequestMiddleware, services=services, routes=schemas.PATHS)
+    app.add_middleware(RequestMiddleware, services=services, routes=_labels(files))
     return app
+
+
+def _labels(files: Mapping[str, pages.Page]) -> dict[str, str]:
+    return {path: path for path in schemas.PATHS} | pages.labels(files)
 
 
 def _lifespan(services: Services) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:

@@ -6,6 +6,7 @@ import asyncio
 import re
 import secrets
 import time
+from collections.abc import Mapping
 
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -39,10 +40,10 @@ class RequestMiddleware:
     services
         Settings, metrics, logger and lifecycle.
     routes
-        Paths that get a label of their own in logs and metrics.
+        What paths are called in logs and metrics; all others are ``other``.
     """
 
-    def __init__(self, app: ASGIApp, services: Services, routes: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, services: Services, routes: Mapping[str, str]) -> None:
         self._app = app
         self._services = services
         self._routes = routes
@@ -77,7 +78,7 @@ class RequestMiddleware:
         context = RequestContext(
             request_id=_request_id(headers),
             method=scope["method"],
-            route=path if path in self._routes else "other",
+            route=self._routes.get(path, "other"),
             headers=headers,
             body_done=declared in ([], [b"0"]) and b"transfer-encoding" not in headers,
             declared_bytes=int(declared[0]) if whole else 0,

@@ -22,8 +22,8 @@ DELAY_SECONDS = 0.05
 MOST_WAITING = 256
 # How often requests are told that had no line of their own.
 SETTLE_SECONDS = 1.0
-# Probes and scrapes come every few seconds and say nothing new.
-_QUIET_ROUTES = frozenset({"/livez", "/readyz", "/healthz", "/metrics"})
+# Probes and scrapes come every few seconds and say nothing new; of a page the page itself does.
+_QUIET_ROUTES = frozenset({"/livez", "/readyz", "/healthz", "/metrics", "/ui"})
 
 
 class Lines:

@@ -82,7 +82,7 @@ PATHS = frozenset(
     {
         *("/quantize", "/dequantize", "/levels", "/aggregate", "/plan"),
         *("/livez", "/readyz", "/healthz", "/metrics", "/info"),
-        *("/docs", "/redoc", "/openapi.json"),
+        *("/", "/ui", "/docs", "/redoc", "/openapi.json"),
     }
 )
 """Paths with a label of their own in logs and metrics."""
@@ -1175,6 +1175,22 @@ METRICS = _probe(
 INFO = _probe({200: _json("Versions, limits, defaults.", _ref("Info"))})
 
 
+_OPERATIONS: Mapping[str, Json] = {
+    "/quantize": QUANTIZE,
+    "/dequantize": DEQUANTIZE,
+    "/levels": LEVELS,
+    "/aggregate": AGGREGATE,
+    "/plan": PLAN,
+}
+
+
+def _restore(path: str, operation: Json) -> None:
+    """Put bodies back as they are stated here: FastAPI drops every null, of examples too."""
+    stated = _OPERATIONS[path]
+    operation["requestBody"] = stated["openapi_extra"]["requestBody"]
+    operation["responses"]["200"]["content"] = stated["responses"][200]["content"]
+
+
 def complete(document: Json) -> Json:
     """Add the shared schemas to the document that FastAPI made, and tidy what it guessed."""
     components = document.setdefault("components", {})
@@ -1186,9 +1202,10 @@ def complete(document: Json) -> Json:
             "description": "Only where the service was started with keys.",
         }
     }
-    for path in document["paths"].values():
-        for method, operation in path.items():
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
             if method == "post":
+                _restore(path, operation)
                 operation["security"] = [{}, {"key": []}]
                 # FastAPI assumes that every answer may be JSON of any form.
                 operation["responses"].pop("default", None)

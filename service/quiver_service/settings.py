@@ -195,6 +195,9 @@ class Settings(BaseSettings):
         description="Send an OpenTelemetry span per request, as the OTEL_* names say; needs "
         "quiver-service[otel].",
     )
+    playground: bool = Field(
+        True, description="Serve the page at / on which people quantize vectors."
+    )
     precompiled_dir: DirectoryPath | None = Field(
         None, description="Folder of kernels compiled in advance; the image brings one."
     )

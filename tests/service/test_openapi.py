@@ -58,6 +58,10 @@ def test_the_docs_page_is_there(client: TestClient):
     assert client.get("/docs").status_code == 200
 
 
+def test_pages_are_no_part_of_it(document: Any):
+    assert not {"/", "/docs", "/redoc"} & set(document["paths"])
+
+
 def test_every_reference_resolves(document: Any):
     references = set(values(document, "$ref"))
 
@@ -144,6 +148,25 @@ def test_every_option_is_explained(document: Any):
     for schema in ("QuantizeRequest", "VectorRequest", "LevelsRequest", "Options"):
         for name, key in document["components"]["schemas"][schema]["properties"].items():
             assert key["description"], name
+
+
+def test_examples_of_quantized_vectors_have_every_required_key(document: Any):
+    required = set(document["components"]["schemas"]["QuantizedVector"]["required"])
+    paths = document["paths"]
+    sent = paths["/dequantize"]["post"]["requestBody"]["content"][MEDIA_TYPES[0]]["examples"]
+    averaged = paths["/aggregate"]["post"]["requestBody"]["content"][MEDIA_TYPES[0]]["examples"]
+    answers = paths["/quantize"]["post"]["responses"]["200"]["content"][MEDIA_TYPES[0]]["examples"]
+    found = [
+        vector
+        for examples in (sent, averaged, answers)
+        for example in examples.values()
+        for vector in example["value"].get("vectors", [example["value"]])
+        if "codes" in vector
+    ]
+
+    assert len(found) >= 3
+    for vector in found:
+        assert required <= vector.keys()
 
 
 def test_the_json_examples_work(document: Any, client: TestClient):

@@ -58,6 +58,7 @@ BAD = [
     ("QUIVER_TLS_CLIENT_CA_FILE", "/no/such/file"),
     ("QUIVER_HEALTHCHECK_CERT_FILE", "/no/such/file"),
     ("QUIVER_HEALTHCHECK_KEY_FILE", "/no/such/file"),
+    ("QUIVER_PLAYGROUND", "sometimes"),
     ("QUIVER_PRECOMPILED_DIR", "/no/such/folder"),
     ("QUIVER_PROTECT_ALL", "perhaps"),
     ("QUIVER_ALLOW_INSECURE", "certainly"),
@@ -110,6 +111,7 @@ GOOD = {
     "QUIVER_LOG_LEVEL": "debug",
     "QUIVER_LOG_REQUESTS_PER_SECOND": "10",
     "QUIVER_TRACES": "true",
+    "QUIVER_PLAYGROUND": "false",
     "QUIVER_PRECOMPILED_DIR": "/",
 }
 # Files of keys and certificates have tests of their own: test_auth.py, test_tls.py.

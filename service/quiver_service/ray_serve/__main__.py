@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from pydantic import ValidationError
 
@@ -15,6 +16,8 @@ from quiver_service.auth import check_exposure
 from quiver_service.ray_serve.options import ServeOptions, replica_settings
 from quiver_service.settings import PREFIX, Settings, SettingsError
 
+# Where Serve runs proxies, in its words.
+_PROXIES = {"every": "EveryNode", "head": "HeadOnly"}
 # Of the proxies, not of the replicas.
 _OF_PROXIES = (f"{PREFIX}HOST", f"{PREFIX}PORT")
 
@@ -34,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--address", default="auto", help="of the cluster (default: auto)")
     parser.add_argument("--detach", action="store_true", help="return when it is ready")
+    parser.add_argument(
+        "--proxies", choices=list(_PROXIES), default="every", help="which nodes have one"
+    )
     for name, field in ServeOptions.model_fields.items():
         if name != "settings":
             # A % would be a format's.
@@ -62,10 +68,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         sys.stderr.write(f"QUIVER cannot start: {error}\n")
         return 2
-    return _deploy(options, settings, str(given["address"]), detach=bool(given["detach"]))
+    placed = Placed(str(given["address"]), _PROXIES[str(given["proxies"])])
+    return _deploy(options, settings, placed, detach=bool(given["detach"]))
 
 
-def _deploy(options: ServeOptions, settings: Settings, address: str, *, detach: bool) -> int:
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Which cluster, and on which of its nodes Serve runs proxies."""
+
+    address: str
+    proxies: str
+
+
+def _deploy(options: ServeOptions, settings: Settings, where: Placed, *, detach: bool) -> int:
     # Imported late, so that a bad setting is told without Ray.
     import ray
     from ray import serve
@@ -73,12 +88,14 @@ def _deploy(options: ServeOptions, settings: Settings, address: str, *, detach: 
     from quiver_service.ray_serve.app import NAME, build
 
     try:
-        ray.init(address=address, log_to_driver=False)
+        ray.init(address=where.address, log_to_driver=False)
     except ConnectionError as error:
-        sys.stderr.write(f"QUIVER cannot start: there is no Ray cluster at {address}: {error}\n")
+        sys.stderr.write(
+            f"QUIVER cannot start: there is no Ray cluster at {where.address}: {error}\n"
+        )
         return 1
     serve.start(
-        proxy_location="EveryNode", http_options={"host": settings.host, "port": settings.port}
+        proxy_location=where.proxies, http_options={"host": settings.host, "port": settings.port}
     )
     serve.run(build(options), name=NAME, route_prefix="/")
     sys.stdout.write(f"QUIVER is ready at http://{settings.host}:{settings.port}\n")

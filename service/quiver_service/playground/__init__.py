@@ -1,0 +1,1 @@
+"""Pages for people: the playground at ``/`` and the API at ``/docs``, without any other host."""
