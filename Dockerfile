@@ -1,7 +1,8 @@
-# The service's image. VARIANT=cpu (the default) or gpu chooses the lock it is made from:
+# The service's image. VARIANT=cpu (the default), gpu or ray chooses the lock it is made from:
 #   docker build -t quiver:cpu .
 #   docker build -t quiver:gpu --build-arg VARIANT=gpu .
-# One chain of stages serves both, so no builder makes the large variant on the way to the small one.
+#   docker build -t quiver:ray --build-arg VARIANT=ray .      a node of a Ray cluster (docs/ray.md)
+# One chain of stages serves all, so no builder makes a large variant on the way to the small one.
 
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
@@ -23,7 +24,12 @@ RUN /opt/quiver/bin/python -m quiver_kernels.precompile /opt/quiver/kernels
 RUN if [ "${VARIANT}" = gpu ]; then /opt/quiver/bin/python -m quiver_kernels.gpu.ahead; fi
 COPY service service
 RUN /build/bin/pip wheel --no-deps --no-index --no-build-isolation --wheel-dir /wheels ./service \
-    && /build/bin/pip --python /opt/quiver/bin/python install --no-cache-dir --no-deps --no-index /wheels/quiver_service-*.whl \
+    && /build/bin/pip --python /opt/quiver/bin/python install --no-cache-dir --no-deps --no-index /wheels/quiver_service-*.whl
+# Nodes of a cluster work on shards, which is the client's (quiver_client.sharded.on_ray).
+COPY clients/python clients/python
+RUN if [ "${VARIANT}" = ray ]; then \
+    /build/bin/pip wheel --no-deps --no-index --no-build-isolation --wheel-dir /wheels ./clients/python \
+    && /build/bin/pip --python /opt/quiver/bin/python install --no-cache-dir --no-deps --no-index /wheels/quiver_client-*.whl; fi \
     && /build/bin/pip --python /opt/quiver/bin/python check
 
 FROM ${BASE_IMAGE}
@@ -37,6 +43,8 @@ COPY --from=builder /opt/quiver /opt/quiver
 RUN NUMBA_CACHE_DIR=/tmp/build /opt/quiver/bin/python -c \
     "import quiver_kernels.cpu.backend, quiver_service.healthcheck, quiver_service.server" \
     && rm -rf /tmp/build
+RUN if [ "${VARIANT}" = ray ]; then RAY_USAGE_STATS_ENABLED=0 /opt/quiver/bin/python -c \
+    "import ray.serve, ray.scripts.scripts, ray.dashboard.agent, quiver_client.sharded.on_ray"; fi
 # The root file system may be read-only: whatever is cached goes below /tmp, and nothing depends on it.
 ENV PATH=/opt/quiver/bin:$PATH \
     HOME=/tmp \

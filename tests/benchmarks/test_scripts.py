@@ -156,3 +156,13 @@ def test_plans_are_no_worse_than_equal_bits(tmp_path: Path):
         assert row["planned"] <= row["equal"] * (1 + 1e-9)
         assert row["bytes_for_equal"] <= row["nbytes"]
     assert sum(row["planned"] < 0.9 * row["equal"] for row in rows) >= 5
+
+
+def test_a_model_file_is_resumed_within_its_memory(tmp_path: Path):
+    printed, record = run("model_file", tmp_path)
+
+    assert record["same"] is True
+    assert 0 < record["resumed_after"] < record["chunks"]
+    assert record["file_bytes"] < record["value_bytes"] / 7
+    assert 50e6 < record["memory"] < 300e6
+    assert "and the file was the same" in printed

@@ -16,7 +16,7 @@ from tests.support import messages
 from quiver_kernels import InvalidInput, QuantizedVector, wire
 
 ROOT = Path(__file__).parents[2]
-CASES = 20_000
+CASES = 12_000
 SEED = 20
 SECONDS = 120
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -74,6 +74,48 @@ def test_any_type_and_any_size(dtype: str, size: int):
     sharded = quantize_shards(HeldShards(np.split(x, cuts)), bits=3, seed=1)
 
     assert same(sharded.to_vector(), qk.quantize(x, bits=3, seed=1))
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    sizes=st.lists(st.integers(1, 60), min_size=1, max_size=6),
+    block=st.integers(1, 90),
+    method=st.sampled_from(["exact", "approx", "uniform"]),
+    bits=st.sampled_from([1, 3, 4, 8]),
+)
+def test_blocks_are_those_of_one_vector(sizes: list[int], block: int, method: str, bits: int):
+    x = NORMAL[: sum(sizes)]
+    options: dict[str, Any] = {"bits": bits, "method": method, "block_size": block, "seed": 5}
+
+    shards = HeldShards(np.split(x, np.cumsum(sizes)[:-1]))
+    sharded = quantize_shards(shards, **options)
+
+    assert same(sharded.to_vector(), qk.quantize(x, **options))
+    assert sharded.code_bytes == sharded.to_vector().codes.size
+
+
+@pytest.mark.parametrize("block", [1000, CHUNK, CHUNK + 1, 2 * CHUNK])
+def test_blocks_across_shards_and_chunks(block: int, tmp_path: Path):
+    x = NORMAL[: CHUNK + 5000]
+    options: dict[str, Any] = {"bits": 3, "method": "uniform", "seed": 7, "block_size": block}
+    sharded = quantize_shards(TreeShards(np.split(x, CUTS[:3])), **options)
+    sharded.write(tmp_path / "vector")
+
+    read = qk.QuantizedVector.from_bytes((tmp_path / "vector").read_bytes())
+    assert same(read, qk.quantize(x, **options))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"method": "tcq"}, "method must be one of exact, approx, uniform for shards; got 'tcq'"),
+        ({"levels": [-9.0, 9.0], "block_size": 4}, "levels and block_size exclude each other"),
+        ({"block_size": 0}, "block_size"),
+    ],
+)
+def test_what_shards_cannot_do_is_refused(options: dict[str, Any], told: str):
+    with pytest.raises(qk.InvalidInput, match=told):
+        quantize_shards(HeldShards([NORMAL[:10]]), seed=1, **options)
 
 
 def test_few_distinct_values_and_values_that_are_all_alike():

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from quiver_service.ray_serve.node import NodeOptions
 from quiver_service.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -79,6 +80,17 @@ def test_haproxy_reads_what_is_deployed(tmp_path: Path):
     assert complaints(DEPLOYED, tmp_path) == ""
 
 
+def test_haproxy_reads_it_for_a_ray_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("QUIVER_RAY_NODES", "nodes")
+
+    assert complaints(DEPLOYED, tmp_path) == ""
+    # The control: that part is read only then.
+    broken = DEPLOYED.replace("uri /-/healthz", "url /-/healthz")
+    assert complaints(broken, tmp_path)
+    monkeypatch.delenv("QUIVER_RAY_NODES")
+    assert complaints(broken, tmp_path) == ""
+
+
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
@@ -138,6 +150,19 @@ def test_a_draining_replica_is_left_alone_in_time(compose: dict[str, Any]):
     assert grace >= drain + default("grace_seconds") + 5
 
 
+def test_what_is_cut_off_is_found_out(compose: dict[str, Any]):
+    """Both ways: no answer to probes, and no acknowledgement of what is sent."""
+    probing = seconds(words("srvtcpka-idle")[0]) + int(words("srvtcpka-cnt")[0]) * seconds(
+        words("srvtcpka-intvl")[0]
+    )
+    # The first wait of Linux is 0.2 s, and each is twice the one before.
+    retries = compose["balancer"]["sysctls"]["net.ipv4.tcp_retries2"]
+    assert re.search(r"^ +option srvtcpka$", DEPLOYED, re.MULTILINE)
+    assert probing < 10
+    assert sum(0.2 * 2**n for n in range(retries + 1)) < 10
+    assert compose["ray-balancer"]["sysctls"] == compose["balancer"]["sysctls"]
+
+
 def test_a_stop_of_the_balancer_lets_requests_finish(compose: dict[str, Any]):
     balancer = compose["balancer"]
     file = (FOLDER / "Dockerfile").read_text()
@@ -156,8 +181,7 @@ def test_the_balancer_finds_replicas_by_the_name_of_their_service(compose: dict[
 
     assert name in compose
     assert port == "8000"
-    assert f"replicas > {most}" in script
-    assert f"from 1 to {most}" in script
+    assert f"count_replicas {most}\n" in script
 
 
 def test_only_the_balancer_can_be_reached(compose: dict[str, Any]):
@@ -179,6 +203,45 @@ def test_a_replica_is_the_service_otherwise(compose: dict[str, Any]):
 
     assert differing == {"environment", "ports", "profiles"}
     assert settings == {"QUIVER_DRAIN_SECONDS"}
+
+
+def test_a_ray_cluster_has_a_place_for_every_replica(compose: dict[str, Any]):
+    balancer, node = compose["ray-balancer"], compose["ray-worker"]
+    first, second = words("server-template node"), words("server-template second")
+    most = int(first[0].partition("-")[2])
+    script = (ROOT / "scripts" / "compose").read_text()
+    drain = node["environment"]["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"]
+
+    assert balancer["environment"] == {"QUIVER_RAY_NODES": "ray-worker"}
+    assert [first[1], second[1]] == [f'"${{QUIVER_RAY_NODES}}:{port}"' for port in (30000, 30001)]
+    # One node is spare, so there is one replica less.
+    assert f"count_replicas {most - 1}\n" in script
+    assert words("http-check send") == ["meth", "GET", "uri", "/-/healthz"]
+    assert float(re.fullmatch(r"\$\{QUIVER_DRAIN_SECONDS:-(\d+)\}", drain)[1]) > seconds("2s")
+    assert seconds(node["stop_grace_period"]) > NodeOptions("worker").leave_seconds + 10
+
+
+def test_nodes_of_a_ray_cluster_are_confined_and_alone(compose: dict[str, Any]):
+    for name in ("ray-head", "ray-worker"):
+        node, single = compose[name], compose["quiver"]
+        for key in ("init", "read_only", "cap_drop", "security_opt", "restart", "mem_limit"):
+            assert node[key] == single[key]
+        assert node["networks"] == ["cluster"]
+        assert node["ports"] == []
+        assert node["pids_limit"] > 0
+        assert "noexec,nosuid,nodev" in node["tmpfs"][0]
+        assert "volumes" not in node
+        own = {key for key in node["environment"] if key not in single["environment"]}
+        assert all(key.startswith("RAY_") for key in own)
+        assert node["environment"].items() >= single["environment"].items()
+    assert compose["ray-balancer"]["networks"] == ["cluster", "default"]
+    assert compose["ray-balancer"]["ports"] == compose["balancer"]["ports"]
+
+
+def test_the_network_of_a_ray_cluster_leads_nowhere():
+    networks = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["networks"]
+
+    assert networks == {"cluster": {"internal": True}}
 
 
 def test_the_balancer_is_confined(compose: dict[str, Any]):
@@ -204,11 +267,18 @@ def test_prometheus_scrapes_each_replica_and_the_balancer(compose: dict[str, Any
     assert {name for one in asked.values() for name in one["names"]} <= set(compose)
 
 
-@pytest.mark.parametrize("number", ["0", "33", "two", "-1", "1;ls"])
-def test_a_number_of_replicas_that_cannot_be_is_refused(number: str):
+@pytest.mark.parametrize(
+    ("profile", "number"),
+    [
+        *(("scale", number) for number in ("0", "33", "two", "-1", "1;ls")),
+        ("cluster", "0"),
+        ("cluster", "16"),
+    ],
+)
+def test_a_number_of_replicas_that_cannot_be_is_refused(profile: str, number: str):
     done = subprocess.run(
         [ROOT / "scripts" / "compose", "up"],
-        env={**os.environ, "PROFILE": "scale", "REPLICAS": number},
+        env={**os.environ, "PROFILE": profile, "REPLICAS": number},
         capture_output=True,
         text=True,
     )

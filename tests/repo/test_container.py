@@ -61,7 +61,7 @@ def test_what_is_installed_from_elsewhere_is_hashed():
     assert all("--require-hashes" in one or "--no-index" in one for one in installs)
 
 
-@pytest.mark.parametrize("variant", ["cpu", "gpu"])
+@pytest.mark.parametrize("variant", ["cpu", "gpu", "ray"])
 def test_each_variant_has_its_lock(variant: str):
     assert (ROOT / f"requirements/service-{variant}.txt").exists()
     assert any("service-${VARIANT}.txt" in copied for copied in arguments("COPY", instructions()))
@@ -108,6 +108,7 @@ def test_nothing_but_sources_and_locks_goes_into_the_build():
         "requirements/*.txt",
         "kernels",
         "service",
+        "clients/python",
     }
 
 

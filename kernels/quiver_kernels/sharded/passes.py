@@ -192,10 +192,6 @@ def encode(
     the sums are those of the chunks of one vector.
     """
     plan = cut_at_chunks([extent.size for extent in extents])
-    takes = [part.lends for part in plan]
-    lent = crew.shards.run(
-        [steps.Take(0, count) if count else None for count in takes], [()] * len(takes)
-    )
     work = [
         steps.Encode(
             part.lends,
@@ -211,14 +207,52 @@ def encode(
         else None
         for part in plan
     ]
-    beside = [[lent[number][0] for number in part.borrows] for part in plan]
-    results = [found for found in crew.started(work, beside) if found]
+    results = _with_what_is_lent(crew, plan, work)
     sums = crew.fetched("encode", [sums for _, sums in results])
     _require_same(
         sum(len(rows) for rows in sums), -(-whole.size // chunking.CHUNK), "chunks encoded"
     )
+    return [codes for codes, _ in results], _ratio(sums)
+
+
+def quantize_blocks(
+    crew: Crew, extents: Sequence[Extent], whole: Extent, options: QuantizeOptions
+) -> tuple[list[Handle], float, NDArray[Any]]:
+    """Handles of the packed codes, the expected error over the squared norm, and all tables.
+
+    A block is quantized where it begins, so each one is seen whole in one place.
+    """
+    assert options.block_size is not None
+    block = min(options.block_size, whole.size)
+    plan = cut_at_chunks([extent.size for extent in extents], block)
+    work = [
+        steps.QuantizeBlocks(
+            part.lends, part.first, whole.size, whole.low, whole.high, options, _seed_of(options)
+        )
+        if part.encodes
+        else None
+        for part in plan
+    ]
+    results = _with_what_is_lent(crew, plan, work)
+    sums = crew.fetched("encode", [sums for _, sums, _ in results])
+    tables = np.concatenate(crew.shards.fetch([levels for _, _, levels in results]))
+    _require_same(len(tables), -(-whole.size // block), "blocks quantized")
+    return [codes for codes, _, _ in results], _ratio(sums), tables
+
+
+def _with_what_is_lent(
+    crew: Crew, plan: Sequence[Part], work: Sequence[Step | None]
+) -> list[tuple[Handle, ...]]:
+    """Results of the shards where something begins."""
+    takes = [steps.Take(0, part.lends) if part.lends else None for part in plan]
+    lent = crew.started(takes)
+    beside = [[lent[number][0] for number in part.borrows] for part in plan]
+    return [found for found in crew.started(work, beside) if found]
+
+
+def _ratio(sums: list[Floats]) -> float:
     error, norm = coding.column_sums(sums)
-    return [codes for codes, _ in results], max(error, 0.0) / norm if norm > 0 else 0.0
+    return max(error, 0.0) / norm if norm > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)

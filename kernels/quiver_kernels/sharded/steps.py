@@ -7,7 +7,7 @@ whole vector, so the results do not depend on how the vector was cut.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from quiver_kernels.api import as_vector
 from quiver_kernels.cells import Cells, Cut, merge_details, stacked, summed
 from quiver_kernels.checks import Range, finite_range
-from quiver_kernels.cpu import approx, chunking, coding
+from quiver_kernels.cpu import approx, chunking, coding, solving
 from quiver_kernels.cpu import cells as counting
 from quiver_kernels.cpu.compile import Floats
 from quiver_kernels.dtypes import wire_name
@@ -168,17 +168,9 @@ class Encode:
 
     def __call__(self, shard: Values, *rests: Values) -> tuple[NDArray[np.uint8], Floats]:
         """`rests`: what the last chunk has in the shards behind this one; one pass."""
-        flat = _flat(shard)[self.skip :]
-        tail = flat.size // chunking.CHUNK * chunking.CHUNK if rests else flat.size
-        pieces = [(0, flat[:tail])]
-        if rests:
-            # Only the last chunk is copied together.
-            pieces.append((tail, np.concatenate([flat[tail:], *rests])))
         bounds, table = Range(self.low, self.high), np.atleast_2d(self.levels)
         packed, sums = [], []
-        for start, values in pieces:
-            if values.size == 0:
-                continue
+        for start, values in _pieces(_flat(shard)[self.skip :], rests, chunking.CHUNK):
             part, found = coding.encode_part(
                 values, self.first + start, self.size, bounds, self.options, table, self.seed
             )
@@ -186,6 +178,51 @@ class Encode:
             sums += found
         whole = packed[0] if len(packed) == 1 else np.concatenate(packed)
         return whole, np.concatenate(sums)
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeBlocks:
+    """Step: packed codes of the blocks that begin in the shard, their sums and their tables.
+
+    Attributes
+    ----------
+    skip
+        Values at the shard's begin that belong to a block of a shard before it.
+    first
+        Index in the vector of the value behind them, a multiple of the block size.
+    size
+        Values of the vector.
+    low, high
+        Its range.
+    options, seed
+        As for `coding.encode`, with a block size.
+    """
+
+    skip: int
+    first: int
+    size: int
+    low: float
+    high: float
+    options: QuantizeOptions
+    seed: int
+    outputs: int = 3
+
+    def __call__(self, shard: Values, *rests: Values) -> tuple[NDArray[np.uint8], Floats, Values]:
+        """`rests`: what the last block has in the shards behind this one."""
+        assert self.options.block_size is not None
+        block = min(self.options.block_size, self.size)
+        bounds = Range(self.low, self.high)
+        packed, sums, tables = [], [], []
+        for start, values in _pieces(_flat(shard)[self.skip :], rests, block):
+            finite_range(values, "shard")
+            levels = solving.solve(values, bounds, self.options, chunking.NO_WEIGHTS)
+            part, found = coding.encode_part(
+                values, self.first + start, block, bounds, self.options, levels, self.seed
+            )
+            packed.append(part)
+            sums += found
+            tables.append(levels)
+        return np.concatenate(packed), np.concatenate(sums), np.concatenate(tables)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +288,15 @@ class JoinValues:
 
 def _flat(shard: Values) -> Values:
     return as_vector(shard, "shard").reshape(-1)
+
+
+def _pieces(flat: Values, rests: Sequence[Values], unit: int) -> Iterator[tuple[int, Values]]:
+    """Offsets and values: whole units where they lie, and a last one copied together."""
+    tail = flat.size // unit * unit if rests else flat.size
+    if tail:
+        yield 0, flat[:tail]
+    if rests:
+        yield tail, np.concatenate([flat[tail:], *rests])
 
 
 def _chunks(shard: Values, low: float, high: float) -> chunking.Chunks:

@@ -49,7 +49,7 @@ class ShardedVector:
 
     @property
     def levels(self) -> NDArray[Any]:
-        """The level table, shape (s,)."""
+        """The level table, shape (s,), or (blocks, s)."""
         return self.about.levels
 
     @property
@@ -60,7 +60,7 @@ class ShardedVector:
     @property
     def code_bytes(self) -> int:
         """Bytes of all codes."""
-        return packed_size(self.about.size, self.about.bits)
+        return packed_size(self.about.size, self.about.bits, self.about.block_size)
 
     def to_vector(self) -> QuantizedVector:
         """The quantized vector, with all codes brought here."""
@@ -109,6 +109,7 @@ def quantize_shards(
     bins: int = DEFAULT_BINS,
     grid: str = DEFAULT_GRID,
     levels: ArrayLike | None = None,
+    block_size: int | None = None,
     shape: Sequence[int] | None = None,
     progress: Progress | None = None,
     most_gathered: int = MOST_GATHERED,
@@ -120,7 +121,7 @@ def quantize_shards(
     shards
         At least one, none empty, all of one type: `HeldShards`, or
         `quiver_client.sharded.on_ray.RayShards`.
-    bits, num_levels, seed, bins, grid, levels
+    bits, num_levels, seed, bins, grid, levels, block_size
         As for `quiver_kernels.quantize`.
     method
         ``exact``, ``approx`` or ``uniform``.
@@ -149,7 +150,8 @@ def quantize_shards(
     Notes
     -----
     Each holder keeps its shard and one table of cells; here are the joined cells, at most some
-    100 MB. Shards of whole multiples of 2**18 values exchange nothing.
+    100 MB. Shards of whole multiples of 2**18 values exchange nothing. With blocks these are the
+    multiples of `block_size`, all tables come here, and a block is read together where it begins.
     """
     if levels is None and method not in METHODS:
         raise InvalidInput(
@@ -168,6 +170,7 @@ def quantize_shards(
         seed=seed,
         device="cpu",
         levels=levels,
+        block_size=block_size,
     ).with_seed()
     dispatch.pick("cpu")
     from quiver_kernels.sharded import passes
@@ -183,8 +186,11 @@ def quantize_shards(
             code="shape_mismatch",
             field="shape",
         )
-    table = passes.solve(crew, extents, whole, options, most_gathered)
-    parts, vnmse = passes.encode(crew, extents, whole, options, table)
+    if options.block_size is None:
+        table = passes.solve(crew, extents, whole, options, most_gathered)
+        parts, vnmse = passes.encode(crew, extents, whole, options, table)
+    else:
+        parts, vnmse, table = passes.quantize_blocks(crew, extents, whole, options)
     assert options.seed is not None  # with_seed gives one
     about = QuantizedVector(
         method=options.method,
@@ -192,7 +198,7 @@ def quantize_shards(
         num_levels=options.num_levels,
         shape=given,
         dtype=whole.dtype,
-        block_size=None,
+        block_size=options.block_size,
         seed=options.seed,
         levels=table,
         codes=np.empty(0, np.uint8),

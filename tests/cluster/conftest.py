@@ -1,0 +1,1 @@
+"""These tests start a Ray cluster in containers: `make test-cluster`."""
