@@ -9,16 +9,21 @@ PEERS := $(VENV)/bench
 ADAPTERS := $(VENV)/adapters
 RAY := $(VENV)/ray
 DEPLOY := $(VENV)/deploy
+BROWSER := $(VENV)/browser
+SITE := $(VENV)/site
+PACKAGING := $(VENV)/package
 PACKAGES := kernels service clients/python
 METADATA := $(PACKAGES:%=%/pyproject.toml)
-LOCKS := build dev service-cpu service-gpu
+LOCKS := build dev service-cpu service-gpu service-ray
 AUDITED := $(wildcard requirements/service-*.txt) requirements/dev.txt
 SOURCES := kernels/quiver_kernels service/quiver_service clients/python/quiver_client
 TEST_WORKERS ?= 2
+# Bytecode is kept even where the environment says otherwise: it halves the start of every process.
+export PYTHONDONTWRITEBYTECODE :=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-docker test-adapters test-ray test-deploy test-benchmarks test-gpu demo train check audit sbom format bench bench-peers compare conform fuzz soak up down manifests lock clean
+.PHONY: help setup serve test test-docker test-adapters test-ray test-cluster test-deploy test-browser test-site test-languages test-packages site dist test-benchmarks test-gpu demo train check audit sbom format bench bench-peers compare conform fuzz soak up down manifests lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,9 +40,9 @@ $(STAMP): requirements/dev.txt $(METADATA)
 serve: setup ## start the service on 127.0.0.1:8000 (QUIVER_HOST, QUIVER_PORT)
 	@exec $(BIN)/python -m quiver_service
 
-test: setup ## run the tests, except those of the next six (ARGS= goes to pytest)
+test: setup ## run the tests, except those that have commands of their own (ARGS= goes to pytest)
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) -m "not docker and not gpu and not benchmarks" $(ARGS)
-	@echo "Not among these, commands of their own: make test-docker, make test-adapters, make test-ray, make test-deploy, make test-benchmarks, make test-gpu."
+	@echo "Not among these, commands of their own: make test-docker, make test-adapters, make test-ray, make test-cluster, make test-deploy, make test-site, make test-packages, make test-browser, make test-languages, make test-benchmarks, make test-gpu."
 
 test-docker: setup ## build the image and test the container
 	$(BIN)/python -m pytest -m docker $(ARGS)
@@ -63,6 +68,9 @@ $(RAY)/.stamp: requirements/ray.txt $(METADATA) | $(STAMP)
 	$(RAY)/bin/python -m pip install --quiet --no-deps --no-compile --no-build-isolation $(PACKAGES:%=-e ./%)
 	@touch $@
 
+test-cluster: setup ## start a Ray cluster in containers and test what becomes of lost, added and replaced nodes
+	$(BIN)/python -m pytest --confcutdir=tests/cluster tests/cluster $(ARGS)
+
 test-deploy: setup $(DEPLOY)/.stamp ## render the Helm chart, check it and the manifests against Kubernetes' schemas
 	PYTHONDONTWRITEBYTECODE= $(DEPLOY)/bin/python -m pytest --confcutdir=tests/deploy tests/deploy $(ARGS)
 
@@ -71,6 +79,43 @@ $(DEPLOY)/.stamp: requirements/deploy.txt | $(STAMP)
 	@test -x $(DEPLOY)/bin/python || $(BIN)/python -m venv $(DEPLOY)
 	$(DEPLOY)/bin/python -m pip install --quiet --no-deps --no-compile --require-hashes -r requirements/deploy.txt
 	@touch $@
+
+site: setup $(SITE)/.stamp ## build the documentation site into out/site, warnings being errors
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --strict -f docs/site/mkdocs.yml
+
+test-site: setup $(SITE)/.stamp ## build the site, also with planted faults, and check what came out
+	$(BIN)/python -m pytest tests/site $(ARGS)
+
+# Apart from the tools: nobody who works on the code needs them.
+$(SITE)/.stamp: requirements/site.txt | $(STAMP)
+	@test -x $(SITE)/bin/python || $(BIN)/python -m venv $(SITE)
+	$(SITE)/bin/python -m pip install --quiet --no-deps --no-compile --require-hashes -r requirements/site.txt
+	@touch $@
+
+dist: setup $(PACKAGING)/.stamp ## build wheels and sdists of the three packages into dist, twice, and check them
+	$(PACKAGING)/bin/python scripts/dist.py dist
+
+test-packages: setup $(PACKAGING)/.stamp ## install the built packages into clean environments and test them (ARGS=--all: every Python, oldest dependencies)
+	$(PACKAGING)/bin/python scripts/dist.py dist
+	$(PACKAGING)/bin/python scripts/try_packages.py dist $(ARGS)
+
+# Apart from the tools, for the same reason.
+$(PACKAGING)/.stamp: requirements/package.txt | $(STAMP)
+	@test -x $(PACKAGING)/bin/python || $(BIN)/python -m venv $(PACKAGING)
+	$(PACKAGING)/bin/python -m pip install --quiet --no-deps --no-compile --require-hashes -r requirements/package.txt
+	@touch $@
+
+test-browser: setup $(BROWSER)/.stamp ## test the pages at / and /docs in this machine's Chromium, headless
+	PYTHONDONTWRITEBYTECODE= QUIVER_TEST_PYTHON=$(CURDIR)/$(BIN)/python $(BROWSER)/bin/python -m pytest --confcutdir=tests/browser tests/browser $(ARGS)
+
+# Apart from the tools: Playwright brings a Node of its own. The browser is the machine's; none is downloaded.
+$(BROWSER)/.stamp: requirements/browser.txt | $(STAMP)
+	@test -x $(BROWSER)/bin/python || $(BIN)/python -m venv $(BROWSER)
+	$(BROWSER)/bin/python -m pip install --quiet --no-deps --no-compile --require-hashes -r requirements/browser.txt
+	@touch $@
+
+test-languages: setup ## test the C++ reader with sanitizers, and every command of docs/other-languages.md (g++, curl)
+	$(BIN)/python -m pytest tests/languages $(ARGS)
 
 test-benchmarks: setup ## run every benchmark script on small sizes and check its figures
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) -m benchmarks $(ARGS)
@@ -126,7 +171,7 @@ fuzz: setup ## break a million messages and 100,000 requests; writes its rows of
 soak: setup ## overload, restarts, kills and a long run; writes docs/reliability.* (ARGS= names, options)
 	$(BIN)/python benchmarks/reliability/run.py --write $(ARGS)
 
-up: ## build, start, wait until healthy (PROFILE=gpu for a GPU, PROFILE=scale REPLICAS=n for several, OBS=1 for a dashboard)
+up: ## build, start, wait until healthy (PROFILE=gpu for a GPU, PROFILE=scale or cluster REPLICAS=n for several, OBS=1 for a dashboard)
 	@scripts/compose up
 
 down: ## stop the container; remove it, its network and its volumes (the image stays)

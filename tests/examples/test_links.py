@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
     *sorted(ROOT.glob("*.md")),
     *sorted((ROOT / "docs").glob("**/*.md")),
-    *(ROOT / name / "README.md" for name in ("kernels", "service", "clients/python")),
+    *(ROOT / name / "README.md" for name in ("kernels", "service", "clients/python", "clients/js")),
 ]
 LINK = re.compile(r"\]\((?!\w+:)([^)#\s]+)")
 

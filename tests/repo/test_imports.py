@@ -49,7 +49,7 @@ ROWS = {
         {"engine"},
         {"body", "operations"},
         {"exchange"},
-        {"routes"},
+        {"routes", "playground"},
         {"app"},
         {"server"},
         {"__main__", "ray_serve"},

@@ -15,13 +15,17 @@ LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
 
 # What each lock serves: packages of this repository, with extras.
 SERVED = {
-    "adapters": ["kernels[cpu]", "clients/python[flower,safetensors,torch]"],
+    "adapters": ["kernels[cpu,numcodecs,zarr]", "clients/python[flower,safetensors,torch]"],
     "bench": ["kernels[cpu]"],
+    "browser": [],
     "build": [],
     "deploy": [],
+    "package": [],
+    "site": [],
     "ray": ["kernels[cpu]", "service[ray]", "clients/python[ray]"],
-    "dev": ["kernels[cpu]", "service[otel]", "clients/python"],
+    "dev": ["kernels[cpu]", "service[otel]", "clients/python[cli]"],
     "service-cpu": ["kernels[cpu]", "service"],
+    "service-ray": ["kernels[cpu]", "service[ray]", "clients/python[ray]"],
     "service-gpu": ["kernels[cpu,cuda12]", "service[cuda12]"],
 }
 # What Flower wants in an older version than the service has; so it has an environment of its own.

@@ -2,7 +2,8 @@
 
 A block runs when an HTML comment stands right above its fence: ``<!-- test: NAME -->``. Blocks of
 one file with the same name run as one script, in order. A block that cannot run in a test says
-why: ``<!-- untested: REASON -->``. In README.md every bash and python block has one of the two.
+why: ``<!-- untested: REASON -->``; what needs PyTorch is run in tests/adapters: ``<!-- adapters:
+NAME -->``. In what newcomers read, every bash and python block has one of the three.
 """
 
 from __future__ import annotations
@@ -22,12 +23,18 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
     ROOT / name
     for name in ("README.md", "kernels/README.md", "service/README.md", "clients/python/README.md")
-] + sorted((ROOT / "docs").glob("*.md"))
+] + sorted((ROOT / "docs").rglob("*.md"))
+# Whoever starts reads these and tries every line.
+FOR_NEWCOMERS = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("index", "quick-start", "concepts")),
+    *sorted((ROOT / "docs" / "tutorials").glob("*.md")),
+]
 DOCUMENTED_ADDRESS = re.compile(r"(127\.0\.0\.1|localhost):8000\b")
 SECONDS = 120
 
 BLOCK = re.compile(
-    r"(?:^<!-- (?P<mark>test|untested): (?P<text>.+?) -->\n)?"
+    r"(?:^<!-- (?P<mark>test|untested|adapters): (?P<text>.+?) -->\n)?"
     r"^```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
@@ -115,8 +122,9 @@ def test_the_readme_shows_the_shell_and_python():
     assert {"bash", "python"} <= shown
 
 
-def test_every_block_of_the_readme_is_tested_or_says_why_not():
-    assert unmarked((ROOT / "README.md").read_text()) == []
+@pytest.mark.parametrize("page", FOR_NEWCOMERS, ids=lambda page: page.stem)
+def test_every_block_that_a_newcomer_reads_is_tested_or_says_why_not(page: Path):
+    assert unmarked(page.read_text()) == []
 
 
 SAMPLE = """

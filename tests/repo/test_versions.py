@@ -1,8 +1,9 @@
-"""One version number: in the three packages, in their pins on each other, and in the changelog."""
+"""One version number: in the packages, in their pins on each other, and in the changelog."""
 
 from __future__ import annotations
 
 import re
+import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,9 @@ def test_the_three_packages_have_one_version():
 
 @pytest.mark.parametrize("name", PACKAGES)
 def test_pins_name_that_version(name: str):
-    wrong = [pin for pin in pins_of(name) if pin[1] != f"=={version_of('quiver-kernels')}"]
+    # An extra that asks for another of the same package needs no number.
+    others = [pin for pin in pins_of(name) if pin != (name, "")]
+    wrong = [pin for pin in others if pin[1] != f"=={version_of('quiver-kernels')}"]
 
     assert wrong == []
 
@@ -54,6 +57,35 @@ def test_pins_name_that_version(name: str):
 @pytest.mark.parametrize("name", ["quiver-service", "quiver-client"])
 def test_the_kernels_are_pinned(name: str):
     assert "quiver-kernels" in {distribution for distribution, _ in pins_of(name)}
+
+
+@pytest.fixture
+def versions(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """scripts/version.py."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import version
+
+    return version
+
+
+def test_everything_that_names_the_version_names_the_same(versions: Any):
+    assert set().union(*versions.found(ROOT).values()) == {version_of("quiver-kernels")}
+    assert all(versions.found(ROOT).values()), "a place that names no version"
+
+
+def test_one_command_sets_it_everywhere(versions: Any, tmp_path: Path):
+    for name in versions.PLACES:
+        if (ROOT / name).exists():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tmp_path / name)
+    before = version_of("quiver-kernels")
+    versions.put(tmp_path, "12.34.56rc1")
+
+    assert set().union(*versions.found(tmp_path).values()) == {"12.34.56rc1"}
+    for name in versions.PLACES:
+        if (ROOT / name).exists():
+            changed = (tmp_path / name).read_text()
+            assert changed.replace("12.34.56rc1", before) == (ROOT / name).read_text()
 
 
 def test_the_changelog_has_that_version():
