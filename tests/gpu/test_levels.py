@@ -68,7 +68,7 @@ FAULTS = {
     "a row too early": ("pick.cu", "row.nearest <= place.offset)", "row.nearest < place.offset)"),
     "places are drawn apart": ("pick.cu", "place = __shfl_sync(ALL_LANES, place, 0);", ""),
     "a bit too far": ("pick.cu", "cell % 32", "(cell + 1) % 32"),
-    "pieces of another width": ("pick.cu", ">> row->shift", ">> (row->shift + 1)"),
+    "pieces of another width": ("pick.cu", ">> row.shift", ">> (row.shift + 1)"),
     "the last values are forgotten": (
         "common.cuh",
         "i < rest; i += step",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,12 +70,49 @@ def nvrtc() -> Nvrtc:
     return Nvrtc.find()
 
 
+@pytest.fixture(scope="module")
+def kept(request: pytest.FixtureRequest) -> Path:
+    """Where machine code is kept from run to run, by all that it is made of."""
+    return Path(request.config.cache.mkdir("gpu_nvrtc"))
+
+
+def compiled_once(nvrtc: Nvrtc, folder: Path, module: str, architecture: int) -> Compiled:
+    """Machine code and log of a module, of an earlier run if nothing has changed since."""
+    name = f"{module}-{sources.fingerprint(module)}-{architecture}-{nvrtc.version}"
+    code, log = folder / f"{name}.cubin", folder / f"{name}.log"
+    if not (code.exists() and log.exists()):
+        made = nvrtc.compile(module, architecture, verbose=True)
+        code.write_bytes(made.code)
+        # Last, and at once: who finds it finds both.
+        part = folder / f"{name}.{os.getpid()}"
+        part.write_text(made.log)
+        part.replace(log)
+    return Compiled(code.read_bytes(), log.read_text())
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_kernel_compiles_without_spills(nvrtc: Nvrtc, architecture: int):
+def test_every_kernel_compiles_without_spills(nvrtc: Nvrtc, kept: Path, architecture: int):
     for module, kernels in sources.KERNELS.items():
-        compiled = nvrtc.compile(module, architecture, verbose=True)
+        compiled = compiled_once(nvrtc, kept, module, architecture)
         assert complaints(compiled, kernels, architecture) == []
         assert compiled.code[:4] == b"\x7fELF"
+
+
+def test_what_changes_is_compiled_anew(
+    nvrtc: Nvrtc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made = compiled_once(nvrtc, tmp_path, "widen", 90)
+    texts = {name: sources.text(name) for name in (sources.COMMON, "widen.cu")}
+    monkeypatch.setattr(sources, "text", lambda name: texts[name])
+    assert compiled_once(nvrtc, tmp_path, "widen", 90) == made
+    monkeypatch.setattr(nvrtc, "compile", None)
+    assert compiled_once(nvrtc, tmp_path, "widen", 90) == made
+    for name, text in texts.items():
+        monkeypatch.setattr(sources, "text", {**texts, name: f"{text}\n"}.get)
+        with pytest.raises(TypeError):
+            compiled_once(nvrtc, tmp_path, "widen", 90)
+    with pytest.raises(TypeError):
+        compiled_once(nvrtc, tmp_path, "widen", 80)
 
 
 def test_spills_and_registers_are_found(nvrtc: Nvrtc):

@@ -38,10 +38,10 @@ def tables(device: Device, x: NDArray[Any], options: QuantizeOptions) -> NDArray
     part = rows.Rows.of(options, x.size)
     assert part is not None
     dtype = wire_name(x.dtype)
-    found = rows.solve(device, device.upload(np.ascontiguousarray(x)), dtype, [part])
+    found = rows.solve(device, device.upload(np.ascontiguousarray(x)), dtype, part)
     # A faulty kernel may leave anything.
     with np.errstate(all="ignore"):
-        return np.asarray(solving.snapped(found[0], dtype))
+        return np.asarray(solving.snapped(found, dtype))
 
 
 def expected(x: NDArray[Any], options: QuantizeOptions) -> NDArray[Any]:
@@ -161,7 +161,11 @@ def test_blocks_that_the_device_cannot_solve(gpu: GpuBackend, cpu: Backend):
 
 
 PLANTED = {
-    "an index one too far": ("for (u32 i = 0; i < n; i++) {\n        u64 sum", "i < n;", "i <= n;"),
+    "an index one too far": (
+        "for (u32 i = 0; i < n; i++) {\n        double sum",
+        "i < n;",
+        "i <= n;",
+    ),
     "a weight that is lost": ("add_to_halves(&low[c + 1]", "[c + 1]", "[c]"),
     "ties that the last wins": ("(other == cost && place < at)", "place <", "place >"),
     "a level that is left out": ("layer + 3 < s", "+ 3", "+ 4"),

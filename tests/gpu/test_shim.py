@@ -13,6 +13,7 @@ from tests.gpu.agreement import grids_agree, streams_agree
 from tests.gpu.shim_device import SHIM, ShimDevice, ShimFault, build
 from tests.gpu.test_many import many_agree
 from tests.gpu.test_rows import rows_agree
+from tests.gpu.test_weighted import rows_agree as weighted_rows_agree
 
 from quiver_kernels import dispatch
 from quiver_kernels.gpu import sources
@@ -145,7 +146,9 @@ def agrees(device: ShimDevice) -> bool:
 def test_no_barrier_can_be_left_out(library: Path, module: str, line: int):
     device = ShimDevice(library, seed=line)
     # Tables of rows have a kernel of their own; codes of many vectors have one of two.
-    several = {"rows": [rows_agree], "encode": [agrees, many_agree]}.get(module, [agrees])
+    several = {"rows": [rows_agree, weighted_rows_agree], "encode": [agrees, many_agree]}.get(
+        module, [agrees]
+    )
     with device.without_barrier(line):
         assert not all(agree(device) for agree in several)
 
@@ -157,6 +160,7 @@ def test_with_all_barriers_the_bits_agree(library: Path):
     with device.without_barrier(1):
         assert agrees(device)
         assert rows_agree(device)
+        assert weighted_rows_agree(device)
         assert many_agree(device)
 
 

@@ -16,7 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quiver_kernels.batch import Naming, quantize_each
-from quiver_kernels.checks import Range, check_aggregate, check_levels, mean_dtype
+from quiver_kernels.checks import (
+    Range,
+    check_aggregate,
+    check_levels,
+    check_weights,
+    mean_dtype,
+)
 from quiver_kernels.cpu import coding
 from quiver_kernels.cpu.backend import CpuBackend
 from quiver_kernels.dlpack import Lent
@@ -128,9 +134,10 @@ class GpuBackend(CpuBackend):
         self, given: Input, options: QuantizeOptions, weights: NDArray[Any] | None
     ) -> NDArray[Any]:
         """The CPU's levels, with as much of the work as `gpu.levels` has kernels for."""
-        if weights is not None:
-            return super().solve_levels(given.host(), options, weights)
-        return solve(self._device, given.vector, given.bounds, options, given.host)
+        # A value that is not finite is told of before weights are looked at, as on the CPU.
+        vector, bounds = given.vector, given.bounds
+        heavy = check_weights(given, weights)
+        return solve(self._device, vector, bounds, options, given.host, heavy)
 
     def _encode(
         self,
@@ -159,7 +166,7 @@ class GpuBackend(CpuBackend):
         self, x: Values, options: QuantizeOptions, weights: NDArray[Any] | None
     ) -> NDArray[Any]:
         """See `dispatch.Backend`."""
-        if not options.is_plain or (weights is not None and not isinstance(x, DeviceArray)):
+        if not options.is_plain:
             return super().solve_levels(self._host(x), options, weights)
         with self._lane:
             return self._levels(Input(self._device, x), options, weights)

@@ -24,6 +24,7 @@ from quiver_kernels.gpu.device import Device
 from quiver_kernels.gpu.grid import weights_on_grid
 from quiver_kernels.gpu.passes import Vector, finite_range
 from quiver_kernels.gpu.stream import MOST_COUNTED, DeviceStream
+from quiver_kernels.gpu.weighing import WeighedStream, weighed_on_grid
 from quiver_kernels.options import QuantizeOptions
 from quiver_kernels.stopping import checkpoint
 
@@ -41,8 +42,9 @@ def solve(
     bounds: Range,
     options: QuantizeOptions,
     host: Callable[[], NDArray[Any]],
+    weights: Floats = NO_WEIGHTS,
 ) -> NDArray[Any]:
-    """Level table(s) of a vector without weights, as `cpu.solving.solve` has them.
+    """Level table(s) of a vector, as `cpu.solving.solve` has them.
 
     Parameters
     ----------
@@ -50,44 +52,60 @@ def solve(
         The values on the device, all finite, and their range.
     host
         Gives a copy of the vector in the host's memory; called where the CPU does all.
+    weights
+        One for each value, in the host's memory; or empty for ones.
     """
     if options.levels is not None:
-        return given_table(options.levels, vector.dtype, bounds, weighted=False)
+        return given_table(options.levels, vector.dtype, bounds, weighted=weights.size > 0)
     if options.block_size is None:
-        levels = _table(device, vector, bounds, options)
+        levels = _table(device, vector, bounds, options, weights)
         if levels is not None:
             return np.asarray(solving.snapped(levels[np.newaxis, :], vector.dtype)[0])
     elif (parts := rows.Rows.of(options, vector.size)) is not None:
-        tables = rows.solve(device, vector.values, vector.dtype, [parts])[0]
+        heavy = None
+        if weights.size and parts.mode != rows.EVEN:
+            heavy = device.upload(solving.scaled(weights))
+        tables = rows.solve(device, vector.values, vector.dtype, parts, heavy)
         return np.asarray(solving.snapped(tables, vector.dtype))
-    return solving.solve(host(), bounds, options, NO_WEIGHTS)
+    return solving.solve(host(), bounds, options, weights)
 
 
 def _table(
-    device: Device, vector: Vector, bounds: Range, options: QuantizeOptions
+    device: Device, vector: Vector, bounds: Range, options: QuantizeOptions, weights: Floats
 ) -> Floats | None:
     """Levels of one table, not yet rounded to the vector's type; None: the CPU's to find."""
     if options.num_levels == 2 and options.method != "uniform":
         return np.array([bounds.low, bounds.high])
     if options.sorts(vector.size):
-        if vector.size < SORT_FROM:
+        if vector.size < SORT_FROM or (weights.size and vector.size > MOST_COUNTED):
             return None
-        return _sorted(device, vector, bounds, options)
+        return _sorted(device, vector, bounds, options, weights)
     if vector.size > MOST_COUNTED:
         return None
     stream = DeviceStream(device, vector, bounds)
-    if options.method == "approx" and options.grid == "robust":
+    if options.method == "approx" and options.grid == "robust" and weights.size == 0:
         return _of_cells(stream, options)
     few = few_distinct(stream, options.num_levels)
     if few is not None:
         return few
     if options.method == "uniform":
         return approx.grid_points(bounds, options.num_levels)
-    if options.method == "approx":
-        weights = weights_on_grid(device, vector, bounds, options.bins + 1)
-        return solving.levels_on_grid(weights, bounds, options)
-    levels = solving.stream_levels(stream, options)
-    return _sorted(device, vector, bounds, options) if levels is None else levels
+    if options.method == "approx" and options.grid == "uniform":
+        return solving.levels_on_grid(_on_grid(stream, options, weights), bounds, options)
+    found: Stream = stream
+    if weights.size:
+        found = WeighedStream(device, vector, bounds, device.upload(solving.scaled(weights)))
+    levels = solving.stream_levels(found, options)
+    return _sorted(device, vector, bounds, options, weights) if levels is None else levels
+
+
+def _on_grid(stream: DeviceStream, options: QuantizeOptions, weights: Floats) -> Floats:
+    """Weights of the points of a uniform grid."""
+    device, vector, points = stream.device, stream.vector, options.bins + 1
+    if weights.size == 0:
+        return weights_on_grid(device, vector, stream.bounds, points)
+    heavy = device.upload(solving.scaled(weights))
+    return weighed_on_grid(device, vector, heavy, stream.bounds, points)
 
 
 def run_kernels(device: Device, vector: Vector) -> None:
@@ -102,6 +120,13 @@ def run_kernels(device: Device, vector: Vector) -> None:
     every = np.ones(cells.index.size, np.bool_)
     stream.collect(cells, every)
     stream.refine(cells, every, 1)
+    ones = device.upload(np.ones(vector.size))
+    ordering.ascending_pairs(device, vector, ones)
+    weighed_on_grid(device, vector, ones, bounds, 2)
+    weighed = WeighedStream(device, vector, bounds, ones)
+    cells = weighed.count(_CELLS)
+    weighed.collect(cells, every)
+    weighed.refine(cells, every, 1)
 
 
 def _of_cells(stream: Stream, options: QuantizeOptions) -> Floats:
@@ -111,11 +136,18 @@ def _of_cells(stream: Stream, options: QuantizeOptions) -> Floats:
     return best_of_cells(cells, options.num_levels) if few is None else few
 
 
-def _sorted(device: Device, vector: Vector, bounds: Range, options: QuantizeOptions) -> Floats:
+def _sorted(
+    device: Device, vector: Vector, bounds: Range, options: QuantizeOptions, weights: Floats
+) -> Floats:
     """Levels by way of all values in order."""
-    values = ordering.ascending(device, vector)
+    heavy = NO_WEIGHTS
+    if weights.size:
+        uploaded = device.upload(solving.scaled(weights))
+        values, heavy = ordering.ascending_pairs(device, vector, uploaded)
+    else:
+        values = ordering.ascending(device, vector)
     checkpoint()
-    return solving.ordered_levels(values, bounds, options, NO_WEIGHTS)
+    return solving.ordered_levels(values, bounds, options, heavy)
 
 
 def few_distinct(stream: DeviceStream, num_levels: int) -> Floats | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from quiver_kernels.cpu.chunking import NO_WEIGHTS
 from quiver_kernels.dtypes import WIRE_DTYPES, levels_dtype, wire_name
 from quiver_kernels.gpu import rows
 from quiver_kernels.gpu.device import Buffer, Device, Download, Launch
-from quiver_kernels.gpu.passes import looping_grid, range_of
+from quiver_kernels.gpu.passes import looping_grid, values_of_keys
 from quiver_kernels.options import QuantizeOptions
 from quiver_kernels.packing import packed_size
 from quiver_kernels.quantized import QuantizedVector
@@ -34,6 +35,7 @@ AT_ONCE = 1 << 28
 
 # Those that choose one table for all values, or for each block.
 _METHODS = ("exact", "approx", "accelerated", "uniform")
+_TYPES = frozenset(WIRE_DTYPES.values())
 # As in the sources: threads, values of a group of codes, of a piece of errors, lanes of one.
 _THREADS = 256
 _GROUP = 8
@@ -91,38 +93,30 @@ class Item:
     def of(cls, number: int, request: QuantizeRequest) -> Item | None:
         """The vector of a request, or None if it must be computed by itself."""
         x, options = request.vector, request.options
+        size, block = x.size, options.block_size
         suited = request.weights is None and options.is_plain and options.method in _METHODS
-        if not suited or not 0 < x.size <= LONGEST or x.dtype not in WIRE_DTYPES.values():
+        if not suited or not 0 < size <= LONGEST or x.dtype not in _TYPES:
             return None
-        row = x.size if options.block_size is None else min(options.block_size, x.size)
-        return cls(number, x, options.with_seed(), row)
-
-    @property
-    def tables(self) -> int:
-        """Number of level tables."""
-        return -(-self.x.size // self.row)
-
-    @property
-    def code_bytes(self) -> int:
-        """Size of its codes."""
-        return packed_size(self.x.size, self.options.bits, self.row)
+        options = options if options.seed is not None else options.with_seed()
+        return cls(number, x, options, size if block is None else min(block, size))
 
 
 def groups(items: Sequence[Item], at_once: int = AT_ONCE) -> Iterator[list[Item]]:
     """Items of one type each, and of so many bytes together."""
-    for dtype in WIRE_DTYPES.values():
+    by_type: dict[np.dtype[Any], list[Item]] = {}
+    for item in items:
+        by_type.setdefault(item.x.dtype, []).append(item)
+    for same in by_type.values():
         group: list[Item] = []
         held = 0
-        for item in items:
-            if item.x.dtype != dtype:
-                continue
-            if group and held + item.x.nbytes > at_once:
+        for item in same:
+            size = item.x.nbytes
+            if group and held + size > at_once:
                 yield group
                 group, held = [], 0
             group.append(item)
-            held += item.x.nbytes
-        if group:
-            yield group
+            held += size
+        yield group
 
 
 def quantize(device: Device, items: Sequence[Item]) -> dict[int, QuantizedVector]:
@@ -135,14 +129,14 @@ def quantize(device: Device, items: Sequence[Item]) -> dict[int, QuantizedVector
     dtype = wire_name(items[0].x.dtype)
     values, starts = _upload(device, items)
     found = _launch_ranges(device, values, dtype, items, starts)
-    parts = {
-        place: part
-        for place, item in enumerate(items)
-        if (part := rows.Rows.of(item.options, item.x.size, starts[place])) is not None
-    }
-    solved = rows.launch(device, values, dtype, list(parts.values())) if parts else None
+    solving_for = _rows_of(items)
+    parts = list(solving_for.values())
+    solved = None
+    if parts:
+        first = [starts[place] for place in solving_for]
+        solved = rows.launch(device, values, dtype, parts, starts=first)
     ends = np.empty((len(items), 3), np.uint64)
-    sizes = [part.count * part.num_levels for part in parts.values()]
+    sizes = [part.count * part.num_levels for part in parts]
     tables = np.empty(sum(sizes))
     downloads = [Download(found, ends)]
     if solved is not None:
@@ -150,14 +144,13 @@ def quantize(device: Device, items: Sequence[Item]) -> dict[int, QuantizedVector
     device.download_all(downloads)
     checkpoint()
     uploaded = time.perf_counter()
-    fine = [place for place in range(len(items)) if int(ends[place, 2]) == _NONE]
-    bounds = {place: range_of(int(ends[place, 0]), int(ends[place, 1]), dtype) for place in fine}
+    bounds = _Bounds.of(ends, dtype)
     stops = np.cumsum(sizes).tolist()
     levels = {
         place: tables[stop - size : stop]
-        for place, size, stop in zip(parts, sizes, stops, strict=True)
+        for place, size, stop in zip(solving_for, sizes, stops, strict=True)
     }
-    coded = _Tables.of(items, fine, levels, bounds, dtype)
+    coded = _Tables.of(items, bounds.fine, levels, bounds, dtype)
     if not coded.places:
         return {}
     kept = [items[place] for place in coded.places]
@@ -173,48 +166,130 @@ def quantize(device: Device, items: Sequence[Item]) -> dict[int, QuantizedVector
         "levels": round(1e3 * (uploaded - begun) / len(items), 3),
         "encode": round(1e3 * (done - uploaded) / len(items), 3),
     }
-    pieces = np.append(jobs["first_piece"], len(sums)).astype(np.int64).tolist()
+    pieces = np.append(jobs["first_piece"], len(sums)).astype(np.int64)
+    shares = _ratios(sums, pieces)
     results = {}
-    seeds = jobs["seed"].tolist()
-    for place, item, seed, job, first, stop in zip(
-        coded.places, kept, seeds, jobs["codes"].tolist(), pieces[:-1], pieces[1:], strict=True
+    seeds, begins = jobs["seed"].tolist(), jobs["codes"].tolist()
+    lengths = _code_bytes(kept).tolist()
+    for place, item, seed, begin, length, vnmse in zip(
+        coded.places, kept, seeds, begins, lengths, shares, strict=True
     ):
-        error, norm = (math.fsum(column) for column in sums[first:stop].T.tolist())
-        table = coded.levels[place]
+        options, table = item.options, coded.levels[place]
         results[item.number] = QuantizedVector(
-            method=item.options.method,
-            bits=item.options.bits,
-            num_levels=item.options.num_levels,
+            method=options.method,
+            bits=options.bits,
+            num_levels=options.num_levels,
             shape=item.x.shape,
             dtype=dtype,
-            block_size=item.options.block_size,
+            block_size=options.block_size,
             seed=seed,
-            levels=(table if item.options.block_size is not None else table[0]).copy(),
-            codes=packed[job : job + item.code_bytes].copy(),
-            vnmse=max(error, 0.0) / norm if norm > 0 else 0.0,
+            levels=(table if options.block_size is not None else table[0]).copy(),
+            codes=packed[begin : begin + length].copy(),
+            vnmse=vnmse,
             device="gpu",
             timings_ms=timings,
         )
     return results
 
 
+def _rows_of(items: Sequence[Item]) -> dict[int, rows.Rows]:
+    """The rows of those items whose tables the device solves for, by their places."""
+    # Most are alike.
+    known: dict[tuple[object, ...], rows.Rows | None] = {}
+    found = {}
+    for place, item in enumerate(items):
+        o, size = item.options, item.x.size
+        key = (size, o.method, o.num_levels, o.block_size, o.grid, o.bins, o.levels is None)
+        if key not in known:
+            known[key] = rows.Rows.of(o, size)
+        part = known[key]
+        if part is not None:
+            found[place] = part
+    return found
+
+
+def _ratios(sums: NDArray[np.float64], pieces: NDArray[np.int64]) -> list[float]:
+    """Error over norm of each vector, from the errors and norms of its pieces."""
+    if len(sums) == len(pieces) - 1:
+        error, norm = sums.T
+    else:
+        spans = itertools.pairwise(pieces.tolist())
+        parts = [[math.fsum(column) for column in sums[a:b].T.tolist()] for a, b in spans]
+        error, norm = np.array(parts).T
+    ratio = np.maximum(error, 0.0) / np.where(norm > 0, norm, 1.0)
+    found: list[float] = np.where(norm > 0, ratio, 0.0).tolist()
+    return found
+
+
+def _code_bytes(items: Sequence[Item]) -> NDArray[np.int64]:
+    """Size of the codes of each, as `packing.packed_size` has it."""
+    size, row, bits = _sizes(items), _row_sizes(items), np.array([i.options.bits for i in items])
+    full, rest = np.divmod(size, row)
+    return np.asarray(full * -(-row * bits // 8) + -(-rest * bits // 8), np.int64)
+
+
+def _sizes(items: Sequence[Item]) -> NDArray[np.int64]:
+    return np.array([item.x.size for item in items], np.int64)
+
+
+def _row_sizes(items: Sequence[Item]) -> NDArray[np.int64]:
+    return np.array([item.row for item in items], np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class _Bounds:
+    """Ranges of all items, by their places.
+
+    Attributes
+    ----------
+    low, high
+        Shape (items,); anything where a value is not finite.
+    fine
+        Places of those whose values are all finite.
+    """
+
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    fine: list[int]
+
+    @classmethod
+    def of(cls, ends: NDArray[np.uint64], dtype: str) -> _Bounds:
+        """From what `range.cu` found, shape (items, 3)."""
+        low, high = (values_of_keys(ends[:, column], dtype) for column in (0, 1))
+        return cls(low, high, np.flatnonzero(ends[:, 2] == np.uint64(_NONE)).tolist())
+
+    def units(self, places: Sequence[int]) -> NDArray[np.float64]:
+        """`checks.Range.unit` of some."""
+        top = np.maximum(np.abs(self.low[places]), np.abs(self.high[places]))
+        return np.asarray(np.ldexp(1.0, np.clip(-np.frexp(top)[1], -1000, 1000)), np.float64)
+
+    def at(self, place: int) -> Range:
+        """The range of one."""
+        return Range(float(self.low[place]), float(self.high[place]))
+
+
 def _upload(device: Device, items: Sequence[Item]) -> tuple[Buffer, list[int]]:
     """All values in one piece of memory, and where each vector begins in it."""
     dtype = items[0].x.dtype
     step = _ALIGNED // dtype.itemsize
-    rooms = [-(-item.x.size // step) * step for item in items]
-    starts = (np.cumsum(rooms) - rooms).tolist()
-    host = np.zeros(sum(rooms), dtype)
-    for item, start in zip(items, starts, strict=True):
-        host[start : start + item.x.size] = item.x.reshape(-1)
+    sizes = _sizes(items)
+    rooms = -(-sizes // step) * step
+    starts = _before(rooms).tolist()
+    host = np.zeros(int(rooms.sum()), dtype)
+    if len(set(sizes.tolist())) == 1:
+        flat = [item.x.reshape(-1) for item in items]
+        np.stack(flat, out=host.reshape(len(items), -1)[:, : sizes[0]])
+    else:
+        for item, start in zip(items, starts, strict=True):
+            host[start : start + item.x.size] = item.x.reshape(-1)
     return device.upload(host), starts
 
 
 def _launch_ranges(
     device: Device, values: Buffer, dtype: str, items: Sequence[Item], starts: Sequence[int]
 ) -> Buffer:
-    spans = np.array([starts, [item.x.size for item in items]], np.uint64).T
-    found = device.upload(np.array([[_NONE, 0, _NONE]] * len(items), np.uint64))
+    spans = np.array([starts, _sizes(items)], np.uint64).T
+    found = device.upload(np.tile(np.array([_NONE, 0, _NONE], np.uint64), (len(items), 1)))
     arguments = (values, device.upload(np.ascontiguousarray(spans)), np.uint32(len(items)), found)
     grid = looping_grid(device, len(items), 1)
     device.launch(Launch("range", f"range_each_{dtype}", grid, _THREADS, arguments))
@@ -247,7 +322,7 @@ class _Tables:
         items: Sequence[Item],
         places: Sequence[int],
         solved: dict[int, NDArray[np.float64]],
-        bounds: dict[int, Range],
+        bounds: _Bounds,
         dtype: str,
     ) -> _Tables:
         """Tables of the items at `places`: those `solved` on the device, the CPU's for others."""
@@ -258,15 +333,18 @@ class _Tables:
         levels: dict[int, NDArray[Any]] = {}
         found = []
         for s, same in by_size.items():
-            for place in same:
-                levels[place] = _levels(items[place], s, solved.get(place), bounds[place])
             on_device = [place for place in same if place in solved]
+            for place in same:
+                if place not in solved:
+                    levels[place] = _levels(items[place], bounds.at(place))
             if on_device:
                 # Rounded to the vectors' type all at once.
-                joined = np.concatenate([levels[place] for place in on_device])
-                counts = [items[place].tables for place in on_device]
-                pieces = np.split(solving.snapped(joined, dtype), np.cumsum(counts)[:-1])
-                levels.update(zip(on_device, pieces, strict=True))
+                joined = np.concatenate([solved[place] for place in on_device]).reshape(-1, s)
+                snapped, first = solving.snapped(joined, dtype), 0
+                for place in on_device:
+                    stop = first + solved[place].size // s
+                    levels[place] = snapped[first:stop]
+                    first = stop
             table, suited = _rounding(levels, same, narrow=dtype != "float64")
             if suited:
                 kept += suited
@@ -282,9 +360,7 @@ class _Tables:
         )
 
 
-def _levels(item: Item, s: int, solved: NDArray[np.float64] | None, bounds: Range) -> NDArray[Any]:
-    if solved is not None:
-        return solved.reshape(-1, s)
+def _levels(item: Item, bounds: Range) -> NDArray[Any]:
     checkpoint()
     return np.atleast_2d(solving.solve(item.x, bounds, item.options, NO_WEIGHTS))
 
@@ -308,21 +384,20 @@ def _flat(arrays: Sequence[NDArray[Any]], dtype: np.dtype[Any]) -> NDArray[Any]:
 
 
 def _jobs(
-    items: Sequence[Item], tables: _Tables, starts: Sequence[int], bounds: dict[int, Range]
+    items: Sequence[Item], tables: _Tables, starts: Sequence[int], bounds: _Bounds
 ) -> NDArray[Any]:
     """What the kernels are told of each item, but for its shifts; shape (items,) of `_JOB`."""
     jobs = np.zeros(len(items), _JOB)
-    size = np.array([item.x.size for item in items])
-    row = np.array([item.row for item in items])
-    count = np.array([item.tables for item in items])
+    size, row = _sizes(items), _row_sizes(items)
+    count = -(-size // row)
     s = np.array([item.options.num_levels for item in items])
     full, rest = np.divmod(size, row)
     group_count = full * -(-row // _GROUP) + -(-rest // _GROUP)
-    room = -(-np.array([item.code_bytes for item in items]) // _ALIGNED) * _ALIGNED
+    room = -(-_code_bytes(items) // _ALIGNED) * _ALIGNED
     jobs["start"], jobs["size"], jobs["row"], jobs["s"] = starts, size, row, s
     jobs["levels"] = _before(count * s)
     jobs["inverse"] = _before(count * (s - 1))
-    jobs["unit"] = [bounds[place].unit for place in tables.places]
+    jobs["unit"] = bounds.units(tables.places)
     jobs["seed"] = np.array([item.options.seed for item in items], np.uint64)
     jobs["shared_seed"] = np.array([item.options.shared_seed or 0 for item in items], np.uint64)
     jobs["world_size"] = [item.options.world_size or 1 for item in items]

@@ -113,13 +113,9 @@ class _RangeSearch:
                 code="non_finite",
                 field="vector",
             )
-        return range_of(int(ends[:, 0].min()), int(ends[:, 1].max()), self._dtype)
-
-
-def range_of(least: int, most: int, dtype: str) -> Range:
-    """The range that `range.cu` found, from its keys."""
-    wide = dtype == "float64"
-    return Range(_from_key(least, wide=wide), _from_key(most, wide=wide))
+        keys = np.array([ends[:, 0].min(), ends[:, 1].max()])
+        low, high = values_of_keys(keys, self._dtype).tolist()
+        return Range(low, high)
 
 
 def finite_range(device: Device, vector: Vector) -> Range:
@@ -147,13 +143,13 @@ def _at(device: Device, vector: Vector, index: int) -> float:
     return float(host[0])
 
 
-def _from_key(key: int, *, wide: bool) -> float:
-    """The value of an order-preserving key (`KeyOf` in common.cuh)."""
-    bits = 64 if wide else 32
-    top = 1 << (bits - 1)
-    raw = key ^ top if key & top else key ^ (1 << bits) - 1
-    value = np.array([raw], f"<u{bits // 8}").view(f"<f{bits // 8}")
-    return float(value[0])
+def values_of_keys(keys: NDArray[np.uint64], dtype: str) -> NDArray[np.float64]:
+    """The values of order-preserving keys (`KeyOf` in common.cuh), as `range.cu` finds them."""
+    bits = 64 if dtype == "float64" else 32
+    top = np.uint64(1 << (bits - 1))
+    raw = np.where(keys & top, keys ^ top, keys ^ np.uint64((1 << bits) - 1))
+    values = raw.astype(f"<u{bits // 8}").view(f"<f{bits // 8}")
+    return values.astype(np.float64)
 
 
 @dataclass(frozen=True, slots=True)

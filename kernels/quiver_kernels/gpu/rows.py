@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quiver_kernels.cpu.exact import SMALL_WORK
+from quiver_kernels.gpu import sources
 from quiver_kernels.gpu.device import Buffer, Device, Launch
 from quiver_kernels.options import QuantizeOptions
 
@@ -43,8 +44,8 @@ class Rows:
 
     Attributes
     ----------
-    start, size
-        Where it begins in the memory of all of them, in values, and how many it has.
+    size
+        How many values it has.
     row
         Values that share a table; the last row may be shorter.
     num_levels
@@ -53,7 +54,6 @@ class Rows:
         `EVEN`, `GRID` with so many points, or `SORTED`.
     """
 
-    start: int
     size: int
     row: int
     num_levels: int
@@ -61,8 +61,12 @@ class Rows:
     points: int
 
     @classmethod
-    def of(cls, options: QuantizeOptions, size: int, start: int = 0) -> Rows | None:
-        """The rows of a vector without weights, or None where its levels are not found here."""
+    def of(cls, options: QuantizeOptions, size: int) -> Rows | None:
+        """The rows of a vector, or None where its levels are not found here.
+
+        With weights those of blocks only: the CPU adds up the weights of equal values of a single
+        table in another order.
+        """
         blocks = options.block_size is not None
         row = size if options.block_size is None else min(options.block_size, size)
         s, points, mode = options.num_levels, 0, EVEN
@@ -80,7 +84,7 @@ class Rows:
                 return None
         if points > MOST_POINTS:
             return None
-        return cls(start, size, row, s, mode, points)
+        return cls(size, row, s, mode, points)
 
     @property
     def count(self) -> int:
@@ -88,7 +92,14 @@ class Rows:
         return -(-self.size // self.row)
 
 
-def launch(device: Device, values: Buffer, dtype: str, parts: Sequence[Rows]) -> Buffer:
+def launch(
+    device: Device,
+    values: Buffer,
+    dtype: str,
+    parts: Sequence[Rows],
+    weights: Buffer | None = None,
+    starts: Sequence[int] = (0,),
+) -> Buffer:
     """Have the tables of all rows solved for; float64, one vector's after the other's.
 
     Parameters
@@ -97,11 +108,15 @@ def launch(device: Device, values: Buffer, dtype: str, parts: Sequence[Rows]) ->
         Of the wire type `dtype`, finite.
     parts
         At least one.
+    weights
+        One float64 number for each of the values, or None for ones.
+    starts
+        Where each of the vectors begins among the values.
     """
     counts = np.array([one.count for one in parts], np.uint64)
     levels = np.array([one.num_levels for one in parts], np.uint64)
     tasks = np.empty((len(parts), 8), np.uint64)
-    tasks[:, 0] = [one.start for one in parts]
+    tasks[:, 0] = starts
     tasks[:, 1] = [one.size for one in parts]
     tasks[:, 2] = [one.row for one in parts]
     tasks[:, 3] = np.cumsum(counts) - counts
@@ -116,6 +131,8 @@ def launch(device: Device, values: Buffer, dtype: str, parts: Sequence[Rows]) ->
     most = max(one.points for one in parts)
     arguments = (
         values,
+        np.uint32(sources.number_of(dtype)),
+        weights,
         device.upload(tasks),
         np.uint32(len(parts)),
         np.uint64(rows),
@@ -124,17 +141,14 @@ def launch(device: Device, values: Buffer, dtype: str, parts: Sequence[Rows]) ->
         out,
     )
     shared = _FOUND + max(8 * _NUMBERS * most, 8 * _SLOTS)
-    device.launch(Launch("rows", f"rows_{dtype}", grid, _THREADS, arguments, shared=shared))
+    device.launch(Launch("rows", "rows_solve", grid, _THREADS, arguments, shared=shared))
     return out
 
 
 def solve(
-    device: Device, values: Buffer, dtype: str, parts: Sequence[Rows]
-) -> list[NDArray[np.float64]]:
-    """Tables of every vector's rows, shape (rows, s) each, before they are rounded to its type."""
-    solved = launch(device, values, dtype, parts)
-    sizes = [one.count * one.num_levels for one in parts]
-    found = np.empty(sum(sizes))
-    device.download(solved, found)
-    pieces = np.split(found, np.cumsum(sizes)[:-1])
-    return [piece.reshape(-1, one.num_levels) for piece, one in zip(pieces, parts, strict=True)]
+    device: Device, values: Buffer, dtype: str, part: Rows, weights: Buffer | None = None
+) -> NDArray[np.float64]:
+    """Tables of a vector's rows, shape (rows, s), before they are rounded to its type."""
+    found = np.empty((part.count, part.num_levels))
+    device.download(launch(device, values, dtype, [part], weights), found)
+    return found

@@ -27,12 +27,20 @@ KERNELS: dict[str, tuple[str, ...]] = {
     "errors": _with_each("errors"),
     "decode": ("decode_16", "decode_32", "decode_64"),
     "mean": ("mean_add",),
-    "rows": tuple(f"rows_{name}" for name in _ALL),
+    "rows": ("rows_solve",),
     "gather": ("gather_16", "gather_32", "gather_64"),
     "grid": tuple(f"grid_{name}" for name in _ALL),
     "cells": ("cells_clear", *(f"cells_{name}" for name in _ALL)),
-    "pick": tuple(f"{kernel}_{name}" for kernel in ("collect", "refine") for name in _ALL),
-    "order": tuple(f"order_{way}_{bits}" for way in ("to", "from") for bits in (16, 32, 64)),
+    "pick": (
+        *(f"{kernel}_{name}" for kernel in ("collect", "refine") for name in _ALL),
+        "pick_find",
+        "pick_pieces",
+    ),
+    "weigh": tuple(f"weigh_{part}" for part in ("clear", "cells", "rows", "shares", "points")),
+    "order": (
+        *(f"order_{way}_{bits}" for way in ("to", "from") for bits in (16, 32, 64)),
+        *(f"order_{step}" for step in ("pairs", "lower", "upper", "take")),
+    ),
 }
 """Kernels by module."""
 
@@ -45,6 +53,11 @@ FLAGS = (
     "--prec-sqrt=true",
     "--device-as-default-execution-space",
 )
+
+
+def number_of(dtype: str) -> int:
+    """Of a wire type, for kernels that are told theirs: `Type` in `COMMON`."""
+    return _ALL.index(dtype)
 
 
 def text(name: str) -> str:

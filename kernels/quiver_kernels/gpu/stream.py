@@ -63,7 +63,7 @@ class DeviceStream:
         """See `Stream`."""
         low, high = self.bounds.low, self.bounds.high
         partition = Partition.of(low, high, cells, layout_of(WIRE_DTYPES[self.vector.dtype]))
-        base, last = _ends(partition, low, high)
+        base, last = ends_of(partition, low, high)
         rows = last - base + 1
         window = Window.of(partition.first_outer, base, last, _SLOTS)
         blocks = -(-self.size // max(4 * _COUNTING, _VALUES_PER_SLOT * window.slots))
@@ -87,7 +87,7 @@ class DeviceStream:
         )
         found = self._rows(table, rows)
         index = np.flatnonzero(found[:, 0])
-        return _cells_of(partition, index + base, found[index])
+        return cells_of(partition, index + base, found[index])
 
     def collect(self, cells: Cells, chosen: Flags) -> tuple[NDArray[Any], Floats]:
         """See `Stream`; the values in any order."""
@@ -114,14 +114,12 @@ class DeviceStream:
         found = self._rows(table, pieces)
         index = np.repeat(cut.index, np.diff(cut.first_piece))
         full = found[:, 0] > 0
-        return replaced(
-            cells, chosen, ascending(_cells_of(cut.partition, index[full], found[full]))
-        )
+        return replaced(cells, chosen, ascending(cells_of(cut.partition, index[full], found[full])))
 
     def _pick(self, kernel: str, cut: Cut, *results: Argument) -> None:
         """Launch a kernel over the values in the rows of a cut."""
-        base, last = _ends(cut.partition, cut.low, cut.high)
-        flags, rows = _picked(cut, base, last)
+        base, last = ends_of(cut.partition, cut.low, cut.high)
+        flags, rows = picked(cut, base, last)
         arguments = (
             *self._placing(cut.partition, base),
             self.device.upload(flags),
@@ -200,14 +198,14 @@ class Window:
         return cls(number, rows - used, used)
 
 
-def _ends(partition: Partition, low: float, high: float) -> tuple[int, int]:
+def ends_of(partition: Partition, low: float, high: float) -> tuple[int, int]:
     """Cells of the smallest and of the largest value."""
     ends = np.array([low, high], partition.layout.dtype)
     base, last = partition.locate(ends)[0].tolist()
     return base, last
 
 
-def _picked(cut: Cut, base: int, last: int) -> tuple[NDArray[np.uint32], Ints]:
+def picked(cut: Cut, base: int, last: int) -> tuple[NDArray[np.uint32], Ints]:
     """A bit for every cell that a row of the cut is in, and the rows as pick.cu has them."""
     order = np.lexsort((cut.nearest, cut.index))
     cell = cut.index - base
@@ -218,7 +216,13 @@ def _picked(cut: Cut, base: int, last: int) -> tuple[NDArray[np.uint32], Ints]:
     return flags, np.stack(columns, axis=1)[order]
 
 
-def _cells_of(partition: Partition, index: Ints, rows: NDArray[np.uint64]) -> Cells:
+def cells_of(
+    partition: Partition,
+    index: Ints,
+    rows: NDArray[np.uint64],
+    weight: Floats | None = None,
+    moment: Floats | None = None,
+) -> Cells:
     """Cells from rows that values fell into."""
     number, low, high, nearest, farthest = rows.T.copy()
     whole, part = carried(low, high, partition.layout.offset_bits)
@@ -230,6 +234,8 @@ def _cells_of(partition: Partition, index: Ints, rows: NDArray[np.uint64]) -> Ce
         part=part.astype(np.int64),
         nearest=nearest.astype(np.int64),
         farthest=farthest.astype(np.int64),
+        weight=weight,
+        moment=moment,
     )
 
 

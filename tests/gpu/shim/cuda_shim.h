@@ -308,6 +308,10 @@ inline void barrier(int line) {
     if (line != skipped_line) wait(kAtBarrier, line, 0);
 }
 
+inline void meeting(int line) {
+    if (line != skipped_line) wait(kAtWarp, line, ~0u);
+}
+
 template <class To, class From>
 To as(From value) {
     static_assert(sizeof(To) == sizeof(From), "the same bits");
@@ -319,6 +323,7 @@ To as(From value) {
 }  // namespace shim
 
 #define __syncthreads() shim::barrier(__LINE__)
+#define __syncwarp() shim::meeting(__LINE__)
 #define __shfl_xor_sync(mask, value, far) shim::exchange_xor(__LINE__, mask, value, far)
 #define __shfl_sync(mask, value, from) shim::value_of(__LINE__, mask, value, from)
 #define __ballot_sync(mask, vote) shim::ballot(__LINE__, mask, vote)

@@ -59,6 +59,21 @@ struct Float16 {
     }
 };
 
+// The types by number, for kernels that are told theirs as they run: all threads take the same branch, and the compiler
+// has one kernel to work on. Those that are bound by memory alone have one for each type.
+enum Type : u32 { FLOAT16, BFLOAT16, FLOAT32, FLOAT64 };
+
+// A value of any type but float64.
+__device__ __forceinline__ float narrow_at(const void* __restrict__ x, u32 type, u64 i) {
+    if (type == FLOAT32) return ((const float*)x)[i];
+    u16 raw = ((const u16*)x)[i];
+    return type == FLOAT16 ? Float16::widen(raw) : Bfloat16::widen(raw);
+}
+
+__device__ __forceinline__ double value_at(const void* __restrict__ x, u32 type, u64 i) {
+    return type == FLOAT64 ? ((const double*)x)[i] : (double)narrow_at(x, type, i);
+}
+
 // Integers that are ordered as the values are, -0 before 0; and whether a value is finite.
 
 struct Key32 {
@@ -133,6 +148,20 @@ __device__ __forceinline__ Place place_of(Real value, double scale, long long to
     return {value < 0 ? ~(long long)cell : (long long)cell, (u64)offset};
 }
 
+__device__ __forceinline__ Place place_at(
+    const void* __restrict__ x, u32 type, u64 i, double scale, long long top) {
+    if (type == FLOAT64) return place_of<double>(((const double*)x)[i], scale, top);
+    return place_of<float>(narrow_at(x, type, i), scale, top);
+}
+
+// Keys that put the values of a slice of a vector into the order of their rows, and of their places within a row:
+// the row's number, and below it the place in the slice. Those of no row come last.
+constexpr u32 PLACE_BITS = 24;
+constexpr u64 PLACES = (1ull << PLACE_BITS) - 1;
+constexpr u64 OF_NO_ROW = ~0ull;
+
+__device__ __forceinline__ u64 key_in_row(u64 row, u64 place) { return row << PLACE_BITS | place; }
+
 // One cell: how many values, the sum of the lower 32 bits of their offsets and of what is above, and the
 // outermost offsets. All of a cell that has none: no values, nearest with all bits set.
 struct Cell {
@@ -181,6 +210,7 @@ __device__ __forceinline__ void each_value(const Raw* __restrict__ x, u64 n, con
         for (u32 j = 0; j < MANY; j++) work(raw_of<Raw>(bytes, j), head + i * MANY + j);
     }
     u64 rest = n - packs * MANY;
+#pragma unroll 1
     for (u64 i = thread; i < rest; i += step) {
         u64 at = i < head ? i : i + packs * MANY;
         work(x[at], at);

@@ -56,6 +56,7 @@ __device__ __forceinline__ void decode(
     for (u64 pack = thread; pack < packs; pack += step) {
         u64 i = head + pack * MANY, r = one_row ? 0 : i / row, place = i - r * row;
         if (!one_row && place + MANY > row) {
+#pragma unroll 1
             for (u32 j = 0; j < MANY; j++) decode_one(i + j);
             continue;
         }
@@ -66,6 +67,7 @@ __device__ __forceinline__ void decode(
         packed[pack] = bytes;
     }
     u64 rest = n - packs * MANY;
+#pragma unroll 1
     for (u64 i = thread; i < rest; i += step) decode_one(i < head ? i : i + packs * MANY);
     if (beyond > 0) atomicMax(most, beyond);
 }

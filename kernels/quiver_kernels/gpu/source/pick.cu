@@ -40,6 +40,11 @@ __device__ __forceinline__ const Row* row_of(const Place& place, const Cut& cut)
     return row->cell == cell && row->nearest <= place.offset && place.offset <= row->farthest ? row : nullptr;
 }
 
+// The piece of a row that a place is in.
+__device__ __forceinline__ u64 piece_of(const Place& place, const Row& row) {
+    return row.first + ((place.offset - row.nearest) >> row.shift);
+}
+
 // Copies the values in the rows to `out`, which has room for `room` of them; `taken` counts them all.
 template <class Value>
 __device__ __forceinline__ void collect(
@@ -83,9 +88,37 @@ __device__ __forceinline__ void refine(const typename Value::Raw* __restrict__ x
         Place place = place_of<Real>(Value::widen(raw), cut.scale, cut.top);
         const Row* row = row_of(place, cut);
         if (row == nullptr) return;
-        Cell* piece = pieces + row->first + ((place.offset - row->nearest) >> row->shift);
+        Cell* piece = pieces + piece_of(place, *row);
         piece->template add<Layout<Real>::offset_bits>(place.offset);
     });
+}
+
+// Where the values in the rows lie that weigh something: `taken` of them, of which `out` has room for `room`, in any
+// order.
+extern "C" __global__ void __launch_bounds__(256) pick_find(
+    const void* __restrict__ x, u32 type, const double* __restrict__ weights, u64 n, double scale, long long top,
+    long long base, const u32* __restrict__ flags, const Row* __restrict__ rows, u32 size, u64* __restrict__ out,
+    u64 room, u64* taken) {
+    const Cut cut = {scale, top, base, flags, rows, size};
+    u64 step = (u64)gridDim.x * blockDim.x;
+    for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += step) {
+        if (!(weights[i] > 0) || row_of(place_at(x, type, i, scale, top), cut) == nullptr) continue;
+        u64 place = atomicAdd(taken, 1ull);
+        if (place < room) out[place] = i;
+    }
+}
+
+// Keys of the pieces that the values of a slice lie in, if they weigh something.
+extern "C" __global__ void __launch_bounds__(256) pick_pieces(
+    const void* __restrict__ x, u32 type, const double* __restrict__ weights, u64 n, double scale, long long top,
+    long long base, const u32* __restrict__ flags, const Row* __restrict__ rows, u32 size, u64* __restrict__ keys) {
+    const Cut cut = {scale, top, base, flags, rows, size};
+    u64 step = (u64)gridDim.x * blockDim.x;
+    for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += step) {
+        Place place = place_at(x, type, i, scale, top);
+        const Row* row = weights[i] > 0 ? row_of(place, cut) : nullptr;
+        keys[i] = row == nullptr ? OF_NO_ROW : key_in_row(piece_of(place, *row), i);
+    }
 }
 
 #define COLLECT_KERNEL(name, Value)                                                                                \
