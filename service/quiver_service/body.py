@@ -57,6 +57,7 @@ async def read_body(
     lease: Lease,
     deadline: Deadline | None = None,
     connection: ConnectionControl | None = None,
+    poured: Callable[[int], None] | None = None,
 ) -> memoryview:
     """Read a body of exactly `length` bytes into fresh memory; one copy at most, no joining.
 
@@ -74,6 +75,8 @@ async def read_body(
         When the client wants no answer any more.
     connection
         Reads a large body without a copy.
+    poured
+        Told how many bytes are there, whenever some came past `receive`.
 
     Returns
     -------
@@ -107,13 +110,17 @@ async def read_body(
                 if not timer.expired():
                     timer.reschedule(min(clock() + limits.idle_seconds, last_moment))
 
+            def note_poured(now_filled: int) -> None:
+                note(now_filled)
+                if poured is not None:
+                    poured(now_filled)
+
             pour = None
             if connection is not None and length >= POURED_BYTES:
-                pour = connection.pour(view, note)
+                pour = connection.pour(view, note_poured)
             if pour is not None:
                 filled = pour.filled
                 await pour.wait()
-                filled = pour.filled
             else:
                 await _read_messages(receive, view, note)
     except TimeoutError:

@@ -68,6 +68,11 @@ class RequestContext:
         """Add `seconds` to phase `name`."""
         self.phases[name] = self.phases.get(name, 0.0) + seconds
 
+    def poured(self, filled: int) -> None:
+        """Note that `filled` bytes of the body are there; they did not come as messages."""
+        self.bytes_in = filled
+        self.body_done = filled == self.declared_bytes
+
 
 def attach(scope: MutableMapping[str, Any], context: RequestContext) -> None:
     """Leave `context` with the request."""

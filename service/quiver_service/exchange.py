@@ -68,6 +68,7 @@ async def exchange(
                 admission.lease,
                 wish,
                 connection,
+                context.poured,
             )
     upload = Upload(body, admission.media_type, query)
     light = admission.length <= SMALL_BYTES and operation.light(upload)

@@ -115,8 +115,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             cycle.waiting_for_100_continue = False
         self._pour = Pour(self, view, len(came), note)
-        self._raw.set_protocol(self._pour)
-        self.flow.resume_reading()
+        self._deliver_to(self._pour)
         return self._pour
 
     def stop_pouring(self, pour: Pour, *, complete: bool) -> None:
@@ -124,13 +123,20 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._pour is not pour:
             return
         self._pour = None
-        if self._raw is not None and not self._raw.is_closing():
-            self._raw.set_protocol(self)
+        self._deliver_to(self)
         if complete and self.parser is not None:
             # The old one waits for a body that it will not see.
             self.parser = httptools.HttpRequestParser(self)
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
             self.cycle.more_body = False
+
+    def _deliver_to(self, protocol: asyncio.BaseProtocol) -> None:
+        if self._raw is None or self._raw.is_closing():
+            return
+        # A transport may look how a protocol wants to be given bytes only when reading starts.
+        self.flow.pause_reading()
+        self._raw.set_protocol(protocol)
+        self.flow.resume_reading()
 
     def on_message_begin(self) -> None:
         """Give the request a way to cut its connection."""

@@ -60,12 +60,17 @@ def ends(connection: socket.socket) -> bool:
         return True
 
 
-def gauge(port: int, name: str) -> float:
+def metrics(port: int) -> str:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()
     connection.close()
-    return next(float(x.split()[1]) for x in text.splitlines() if x.startswith(f"{name} "))
+    return text
+
+
+def gauge(port: int, name: str) -> float:
+    lines = metrics(port).splitlines()
+    return next(float(x.split()[1]) for x in lines if x.startswith(f"{name} "))
 
 
 def eventually(true: Callable[[], bool], seconds: float = 5) -> bool:
@@ -96,6 +101,23 @@ def test_requests_share_a_connection(server: LiveServer):
         for _ in range(3):
             connection.sendall(head(len(BODY)) + BODY)
             assert read_answer(connection)[0] == 200
+
+
+def test_large_requests_share_a_connection_and_are_counted(server: LiveServer):
+    body = pack({"vector": np.linspace(0, 1, 1 << 18, dtype="<f4").tobytes()})
+    sizes = 'quiver_request_size_bytes_%s{route="/quantize"}'
+    with connected(server.port) as connection:
+        connection.sendall(head(len(BODY)) + BODY)
+        assert read_answer(connection)[0] == 200
+        # Requests are counted a moment later.
+        assert eventually(lambda: sizes % "sum" in metrics(server.port))
+        time.sleep(0.2)
+        before = gauge(server.port, sizes % "sum")
+        for _ in range(3):
+            connection.sendall(head(len(body)) + body)
+            assert read_answer(connection)[0] == 200
+
+    assert eventually(lambda: gauge(server.port, sizes % "sum") - before == 3 * len(body))
 
 
 def test_an_oversized_upload_is_refused_early_and_the_connection_closed(server: LiveServer):
