@@ -23,7 +23,7 @@ export PYTHONDONTWRITEBYTECODE :=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-docker test-adapters test-ray test-cluster test-deploy test-browser test-site test-languages test-packages site dist test-benchmarks test-gpu demo train check audit sbom format bench bench-peers compare conform fuzz soak up down manifests lock clean
+.PHONY: help setup serve test test-faces test-docker test-adapters test-ray test-cluster test-deploy test-browser test-site test-languages test-packages site dist test-benchmarks test-gpu demo train check audit sbom format bench bench-peers compare conform fuzz soak up down manifests lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,8 +41,8 @@ serve: setup ## start the service on 127.0.0.1:8000 (QUIVER_HOST, QUIVER_PORT)
 	@exec $(BIN)/python -m quiver_service
 
 test: setup ## run the tests, except those that have commands of their own (ARGS= goes to pytest)
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) -m "not docker and not gpu and not benchmarks" $(ARGS)
-	@echo "Not among these, commands of their own: make test-docker, make test-adapters, make test-ray, make test-cluster, make test-deploy, make test-site, make test-packages, make test-browser, make test-languages, make test-benchmarks, make test-gpu."
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) -m "not docker and not gpu and not benchmarks and not faces" $(ARGS)
+	@echo "Not among these, commands of their own: make test-faces, make test-docker, make test-adapters, make test-ray, make test-cluster, make test-deploy, make test-site, make test-packages, make test-browser, make test-languages, make test-benchmarks, make test-gpu."
 
 test-docker: setup ## build the image and test the container
 	$(BIN)/python -m pytest -m docker $(ARGS)
@@ -113,6 +113,9 @@ $(BROWSER)/.stamp: requirements/browser.txt | $(STAMP)
 	@test -x $(BROWSER)/bin/python || $(BIN)/python -m venv $(BROWSER)
 	$(BROWSER)/bin/python -m pip install --quiet --no-deps --no-compile --require-hashes -r requirements/browser.txt
 	@touch $@
+
+test-faces: setup ## the command line as its users run it, the JavaScript client, all examples of docs, killed training runs (node)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) -m faces $(ARGS)
 
 test-languages: setup ## test the C++ reader with sanitizers, and every command of docs/other-languages.md (g++, curl)
 	$(BIN)/python -m pytest tests/languages $(ARGS)

@@ -12,6 +12,8 @@ import pytest
 from baselines import alq, approx, candidates, curve, merging, quiver, uniform, zipml
 from numpy.typing import NDArray
 
+pytestmark = pytest.mark.benchmarks
+
 Floats = NDArray[np.float64]
 
 PATHS = {

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from cluster.throughput import main
 
+pytestmark = pytest.mark.benchmarks
+
 
 class Answering(http.server.BaseHTTPRequestHandler):
     """Takes as long as its server says, and refuses every third request."""

@@ -15,6 +15,8 @@ from common.convex import COLUMNS, FIRST_STEP, WORKERS, Problem
 import quiver_kernels as qk
 from quiver_client.ps import EfficientAdam, Exact, PerArray, TwoWay, inverse_sqrt
 
+pytestmark = pytest.mark.benchmarks
+
 SEEDS = range(5)
 
 

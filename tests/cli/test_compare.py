@@ -17,6 +17,8 @@ from quiver_client.cli.comparing import Way, compared, ways
 from quiver_client.cli.timing import Call, measure
 from quiver_client.errors import Invalid
 
+pytestmark = pytest.mark.faces
+
 
 def heavy(size: int = 3000) -> Any:
     return np.random.default_rng(1).standard_t(4, size).astype(np.float32)

@@ -27,6 +27,8 @@ from quiver_client.cli.terminal_plot import draw, fits
 from quiver_client.cli.values import Values
 from quiver_kernels.plots.histogram import Histogram
 
+pytestmark = pytest.mark.faces
+
 
 def heavy(size: int = 5000) -> Any:
     return np.random.default_rng(1).standard_t(4, size).astype(np.float32)

@@ -20,6 +20,8 @@ from quiver_client._version import __version__
 from quiver_client.cli import serve
 from quiver_client.cli.app import COMMANDS
 
+pytestmark = pytest.mark.faces
+
 PROGRAM = [sys.executable, "-m", "quiver_client.cli"]
 
 

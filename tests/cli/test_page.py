@@ -10,6 +10,8 @@ import pytest
 
 from command_line import Command
 
+pytestmark = pytest.mark.faces
+
 PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
 
 

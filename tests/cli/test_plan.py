@@ -18,6 +18,8 @@ from quiver_client.files import open_source
 from quiver_client.ps.policy import Policy
 from quiver_kernels.planning import Budget
 
+pytestmark = pytest.mark.faces
+
 
 def model(path: Path) -> Path:
     drawn = np.random.default_rng(3)

@@ -19,6 +19,8 @@ from quiver_client.cli.app import run
 from quiver_client.files import model, open_source
 from quiver_kernels import qvr
 
+pytestmark = pytest.mark.faces
+
 CHUNKS = ("--chunk-values", "1000", "--seed", "7")
 
 

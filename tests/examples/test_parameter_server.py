@@ -594,6 +594,7 @@ def test_a_run_learns_and_counts_every_byte(untroubled: Result, runs: Runs):
 
 
 @pytest.mark.slow
+@pytest.mark.faces
 def test_a_worker_and_the_server_killed_in_a_round_and_started_again_change_no_bit(
     untroubled: Result, runs: Runs
 ):
@@ -617,6 +618,7 @@ def test_a_worker_and_the_server_killed_in_a_round_and_started_again_change_no_b
 
 
 @pytest.mark.slow
+@pytest.mark.faces
 def test_a_service_killed_in_a_round_and_started_again_changes_no_bit(
     untroubled: Result, runs: Runs, tmp_path: Path
 ):
@@ -635,6 +637,7 @@ def test_a_service_killed_in_a_round_and_started_again_changes_no_bit(
 
 
 @pytest.mark.slow
+@pytest.mark.faces
 def test_everything_killed_and_resumed_from_a_checkpoint_changes_no_bit(
     untroubled: Result, runs: Runs
 ):
@@ -662,6 +665,7 @@ def test_everything_killed_and_resumed_from_a_checkpoint_changes_no_bit(
 
 
 @pytest.mark.slow
+@pytest.mark.faces
 def test_rounds_go_on_without_workers_that_are_late_or_stay_away(runs: Runs):
     config = runs.config("fewer", workers=3, absence_seconds=0.0, round_seconds=1.0)
     with Training(config, supervised=False) as training:

@@ -15,6 +15,8 @@ from tests.js.node import PACKAGE, Node
 from quiver_kernels.options import GIVEN, METHODS
 from quiver_kernels.schemes import lloyd_max, registry
 
+pytestmark = pytest.mark.faces
+
 SOURCE = PACKAGE / "src"
 
 INDEX = json.dumps((SOURCE / "index.js").as_uri())

@@ -15,6 +15,8 @@ from tests.js.node import PACKAGE, Node
 
 from quiver_client import __version__
 
+pytestmark = pytest.mark.faces
+
 MANIFEST = json.loads((PACKAGE / "package.json").read_text())
 EXPORTED = re.compile(r"export \{([^}]*)\}")
 DECLARED = re.compile(r"^export (?:class|function) (\w+)", re.MULTILINE)

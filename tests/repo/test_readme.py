@@ -102,7 +102,11 @@ def unmarked(text: str) -> list[str]:
 
 def documented_examples() -> list[pytest.ParameterSet]:
     return [
-        pytest.param(example, id=f"{document.relative_to(ROOT)}:{example.name}")
+        pytest.param(
+            example,
+            id=f"{document.relative_to(ROOT)}:{example.name}",
+            marks=[pytest.mark.faces] if document.is_relative_to(ROOT / "docs") else [],
+        )
         for document in DOCUMENTS
         if document.exists()
         for example in examples(document.read_text())
