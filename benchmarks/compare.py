@@ -21,6 +21,7 @@ import argparse
 import json
 import math
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from typing import Any
 import numpy as np
 from common.tables import figure, size, table
 from common.timing import take_turns
+from nncodec_peer import Peer
 from numpy.typing import NDArray
 
 import quiver_kernels as qk
@@ -45,6 +47,8 @@ BLOCKS = (None, 1024, 64)
 REPEATS = 16
 # More is not looked at.
 MOST_BITS = 12.0
+# From about 6 bits of a normal value down to half a bit.
+NNCODEC_PARAMETERS = (-20, -16, -12, -8, -4, -1, 3, 6)
 # What the table shows of each scheme.
 WANTED_BITS = 4.0
 # Real vectors, by what they are in real.py.
@@ -61,6 +65,8 @@ class Point:
     ----------
     bits
         Per value, of codes, tables and side information.
+    num_levels
+        None: a choice of another kind.
     left
         Error of the mean of 16 decodes over that of one; None: not measured.
     encode_ms, decode_ms
@@ -70,7 +76,7 @@ class Point:
     data: str
     values: int
     name: str
-    num_levels: int
+    num_levels: int | None
     block_size: int | None
     bits: float
     vnmse: float
@@ -223,6 +229,17 @@ def peers(data: str, x: Vector) -> Iterator[Point]:
             yield Point(data, rows.size, name, 1 << bits, None, used, vnmse)
 
 
+def nncodec(data: str, x: Vector, python: Path) -> Iterator[Point]:
+    """nncodec in an environment of its own, on the vector over its root mean square."""
+    unit = (x / np.sqrt(np.mean(np.square(x, dtype=np.float64)))).astype(np.float32)
+    with tempfile.TemporaryDirectory() as folder, Peer(python) as peer:
+        path = Path(folder) / "values.npy"
+        np.save(path, unit)
+        for parameter in NNCODEC_PARAMETERS:
+            _, bits, squared = peer.code(path, parameter, trellis=True)
+            yield Point(data, x.size, "nncodec", None, None, bits, squared)
+
+
 # -- what the registry declares --------------------------------------------------------------
 
 
@@ -318,7 +335,7 @@ HEAD = [
 def _row(point: Point) -> list[str]:
     return [
         f"`{point.name}`" if " " not in point.name else point.name,
-        str(point.num_levels),
+        str(point.num_levels or ""),
         "all" if point.block_size is None else f"{point.block_size:,}",
         f"{point.bits:.3f}",
         figure(point.vnmse),
@@ -400,12 +417,16 @@ def between(text: str, name: str, content: str) -> str:
     return f"{head}{begin}\n\n{content}\n\n{end}{tail}"
 
 
-def measure(count: int, long: int, seconds: float, *, quick: bool) -> list[Point]:
+def measure(
+    count: int, long: int, seconds: float, *, quick: bool, nncodec_python: Path | None = None
+) -> list[Point]:
     """All points, with bias and time for those that the tables show."""
     every, found = vectors(count, quick=quick), []
     for data, x in every.items():
         print(f"{data}...", file=sys.stderr)
         found += [*points(data, x), *peers(data, x)]
+        if nncodec_python is not None:
+            found += nncodec(data, x, nncodec_python)
     ours = {each["name"] for each in described.schemes()}
     shown = [point for point in chosen(found) if point.name in ours]
     first = next(iter(every))
@@ -427,13 +448,15 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the page, figures and picture")
     parser.add_argument("--page", type=Path, default=PAGE, help="which page")
     parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--nncodec-python", type=Path, help="an interpreter that has nncodec")
     options = parser.parse_args()
     page: Path = options.page
     declared = registry_markdown()
     parts = {"registry": declared}
     if not options.registry:
         count, long, seconds = (3000, 3000, 0.0) if options.quick else (1 << 16, 1 << 18, 10.0)
-        found = measure(count, long, seconds, quick=options.quick)
+        python: Path | None = options.nncodec_python
+        found = measure(count, long, seconds, quick=options.quick, nncodec_python=python)
         parts["figures"] = figures_markdown(found, long)
         rows = json.dumps([asdict(point) for point in found], indent=1) + "\n"
         if options.json is not None:

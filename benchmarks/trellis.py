@@ -1,7 +1,7 @@
 """Trellis coding against the rate-distortion bound and against nncodec, side by side.
 
 ``python benchmarks/trellis.py [--peer-python PATH]``: `PATH` is an interpreter that has nncodec
-(its ``nncodec.extensions`` alone, which needs no torch) and NumPy; without it, only our part runs.
+(see `nncodec_peer`); without it, only our part runs.
 Normal values, float32; bits are bytes of the message times 8 / values, everything included;
 times are of the processor, medians, in turns with the peer, on one thread.
 """
@@ -11,50 +11,18 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
+import tempfile
 import time
 from pathlib import Path
 
+from nncodec_peer import PARAMETERS, Peer
+
 SIZE, ROUNDS = 1 << 19, 7
-# Quantization parameters of the peer: about 3.25, 2.4, 1.6 and .9 bits a value.
-PARAMETERS = (-8, -4, -1, 3)
 
 
 def values(numpy):
     """What both code."""
     return numpy.random.default_rng(0).standard_normal(SIZE).astype(numpy.float32)
-
-
-def peer() -> None:
-    """Serve: for each line (parameter, trellis or not) answer seconds, bits, squared error."""
-    import numpy as np
-    from nncodec.extensions import deepCABAC
-
-    x = values(np)
-    off = (deepCABAC.HdspMode.AlwaysOff, np.zeros(0, np.int8))
-    skipped = np.zeros(len(x), np.int32)
-    for line in sys.stdin:
-        qp, dependent = json.loads(line)
-        begun = time.thread_time()
-        encoder = deepCABAC.Encoder()
-        codes = np.zeros(x.shape, np.int32)
-        # As its own front end does it: flags, parameters of the contexts tried, no multiplier.
-        encoder.initCtxModels(10, 0)
-        used = encoder.quantLayer(x, codes, dependent, 2, qp, 0.0, 10, 0, 0)
-        encoder.initCtxModels(11, 1)
-        encoder.encodeLayer(codes, dependent, 0, 0, 0, 0, skipped, *off, 0, 0)
-        stream = encoder.finish()
-        seconds = time.thread_time() - begun
-        decoder = deepCABAC.Decoder()
-        decoder.setStream(stream)
-        decoder.initCtxModels(11)
-        found, decoded = np.zeros(x.shape, np.int32), np.zeros(x.shape, np.float32)
-        decoder.decodeLayer(found, dependent, 0, 0, 0, *off, 0, 0)
-        decoder.finish()
-        decoder.dequantLayer(decoded, found, 2, used, 0)
-        error = float(((x.astype(float) - decoded) ** 2).mean())
-        print(json.dumps([seconds, 8 * stream.size / x.size, error]), flush=True)
 
 
 def ours(bits: float) -> tuple[float, float, float]:
@@ -106,24 +74,22 @@ def row(name: str, run: tuple[float, float, float], seconds: float) -> list[str]
 
 def beside(python: Path, rounds: int) -> list[list[str]]:
     """Both at the peer's rates, in turns."""
+    import numpy as np
+
     rows = []
-    command = [str(python), __file__, "--peer"]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as other:
-        assert other.stdin is not None
-        assert other.stdout is not None
-        for dependent in (1, 0):
-            for qp in PARAMETERS:
+    with tempfile.TemporaryDirectory() as folder, Peer(python) as peer:
+        path = Path(folder) / "values.npy"
+        np.save(path, values(np))
+        for trellis in (True, False):
+            for parameter in PARAMETERS:
                 theirs, mine = [], []
                 for _ in range(rounds):
-                    print(json.dumps([qp, dependent]), file=other.stdin, flush=True)
-                    theirs.append(json.loads(other.stdout.readline()))
+                    theirs.append(peer.code(path, parameter, trellis))
                     mine.append(ours(theirs[0][1]))
                 their, my = (statistics.median(run[0] for run in runs) for runs in (theirs, mine))
-                name = "nncodec, trellis" if dependent else "nncodec, scalar"
+                name = "nncodec, trellis" if trellis else "nncodec, scalar"
                 rows.append([*row(name, theirs[0], their), "1"])
                 rows.append([*row("ectcq", mine[0], my), f"{their / my:.2f}"])
-        other.stdin.close()
     return rows
 
 
@@ -139,13 +105,9 @@ def alone(rounds: int) -> list[list[str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer-python", type=Path)
-    parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--quick", action="store_true", help="one round")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
-    if chosen.peer:
-        peer()
-        return
     rounds = 1 if chosen.quick else ROUNDS
     python = chosen.peer_python
     rows = alone(rounds) if python is None else beside(python, rounds)

@@ -7,6 +7,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+# Ids that a balance names of each fault.
+_NAMED = 3
+
 
 @dataclass(frozen=True)
 class Balance:
@@ -48,7 +51,9 @@ class Balance:
             "unknown": self.unknown,
             "not allowed": self.forbidden,
         }
-        found = ", ".join(f"{len(ids)} {name}" for name, ids in faults.items() if ids)
+        found = ", ".join(
+            f"{len(ids)} {name} ({', '.join(ids[:_NAMED])})" for name, ids in faults.items() if ids
+        )
         return f"{self.sent:,} sent: {ends or 'no outcome'}; {found or 'none lost or doubled'}"
 
 

@@ -3,42 +3,50 @@
 from __future__ import annotations
 
 import contextlib
-import select
+import ctypes
 import socket
+import struct
+import sys
 
-_TRIES = 1000
-_MOMENT_SECONDS = 0.001
+# A connection whose handshake has begun is there after this time, or its client is very far away.
+HANDSHAKE_SECONDS = 0.25
+_SO_ATTACH_FILTER = 26
+# Byte 13 of a TCP header holds its flags, 2 is SYN: `code, if true, if false, value`.
+_LOAD_BYTE, _AND, _JUMP_IF_EQUAL, _RETURN = 0x30, 0x54, 0x15, 0x06
+_NO_SYN = (
+    (_LOAD_BYTE, 0, 0, 13),
+    (_AND, 0, 0, 2),
+    (_JUMP_IF_EQUAL, 0, 1, 0),
+    (_RETURN, 0, 0, 0xFFFFFFFF),
+    (_RETURN, 0, 0, 0),
+)
 
 
-def close_door(listener: socket.socket) -> list[socket.socket]:
-    """Close `listener`, on which nobody else accepts any more; the connections that waited.
+def turn_away(listener: socket.socket) -> bool:
+    """Let nobody begin a connection to `listener` any more; False where the system cannot.
 
-    A listening socket that closes resets the connections that its queue still holds, and a client
-    whose request was on its way cannot know what became of it. So the queue is emptied and its
-    length set to the least, one; then that place is taken by a connection of our own. What
-    comes now is not let in: its sender tries again, and finds no listener.
+    A listening socket that closes resets the connections that wait in its queue or are in their
+    handshake, and a client whose request was on its way cannot know what became of it. So first
+    new handshakes are dropped, by a packet filter on the socket: their senders try again a second
+    later, and find no listener. Those that have begun go on for `HANDSHAKE_SECONDS`.
     """
-    waiting: list[socket.socket] = []
-    listener.setblocking(False)
-    listener.listen(0)
-    for _ in range(_TRIES):
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                waiting.append(listener.accept()[0])
-        with socket.socket(listener.family) as plug:
-            plug.setblocking(False)
-            plug.connect_ex(listener.getsockname())
-            if _is_connected(plug):
-                listener.close()
-                return waiting
-    listener.close()
-    return waiting
-
-
-def _is_connected(plug: socket.socket) -> bool:
-    select.select([], [plug], [], _MOMENT_SECONDS)
+    if sys.platform != "linux":
+        return False
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in _NO_SYN))
+    fields = struct.pack("HP", len(_NO_SYN), ctypes.addressof(program))
     try:
-        plug.getpeername()
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fields)
     except OSError:
         return False
     return True
+
+
+def close_door(listener: socket.socket) -> list[socket.socket]:
+    """Close `listener`, on which nobody else accepts any more; the connections that waited."""
+    waiting: list[socket.socket] = []
+    listener.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            waiting.append(listener.accept()[0])
+    listener.close()
+    return waiting

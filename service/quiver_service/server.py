@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -22,7 +23,7 @@ from fastapi import FastAPI
 from quiver_kernels import precompiled
 from quiver_service.app import create_app
 from quiver_service.auth import SHORT_KEY, check_exposure, is_local
-from quiver_service.door import close_door
+from quiver_service.door import HANDSHAKE_SECONDS, close_door, turn_away
 from quiver_service.heap import keep_heap
 from quiver_service.lifecycle import Phase
 from quiver_service.logs import configure_standard_logging
@@ -70,7 +71,7 @@ def run(settings: Settings, app: FastAPI | None = None) -> int:
     try:
         listener = _listen(settings)
     except OSError as error:
-        sys.stderr.write(f"QUIVER cannot listen on {_place(settings)}: {error.strerror or error}\n")
+        sys.stderr.write(f"QUIVER cannot listen on {_place(settings)}: {_reason(error)}\n")
         return 1
     # Before anything imports Numba.
     choice = None
@@ -167,6 +168,8 @@ class QuiverServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let in who waits at the door, close it, finish what has begun."""
         if self._listener is not None:
+            if turn_away(self._listener):
+                await asyncio.sleep(HANDSHAKE_SECONDS)
             for server in self.servers:
                 server.close()
             loop = asyncio.get_running_loop()
@@ -287,6 +290,13 @@ def _warn(services: Services) -> None:
         services.logger.warning(
             "keys that are short can be guessed", keys=keys.short, characters_below=SHORT_KEY
         )
+
+
+def _reason(error: OSError) -> str:
+    reason = error.strerror or str(error)
+    if error.errno == errno.EADDRINUSE:
+        return f"{reason}; QUIVER_PORT chooses another (0: a free one)"
+    return reason
 
 
 def _place(settings: Settings) -> str:

@@ -272,7 +272,9 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
     try:
         return Settings(**overrides)
     except ValidationError as error:
-        raise SettingsError("; ".join(_line(item) for item in error.errors())) from None
+        # A default that follows from a wrong setting is no fault of its own.
+        faults = [item for item in error.errors() if item["type"] != "default_factory_not_called"]
+        raise SettingsError("; ".join(_line(item) for item in faults)) from None
 
 
 def known_names() -> list[str]:

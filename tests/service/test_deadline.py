@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -67,17 +68,20 @@ def post(client: TestClient, timeout: str) -> tuple[int, dict[str, object], floa
 def test_a_request_is_answered_504_when_its_time_has_passed(
     make_client: Callable[..., TestClient],
 ):
+    release = threading.Event()
+
     def wait(operation: str) -> None:
         if operation == "quantize":
-            time.sleep(0.5)
+            release.wait(10)
 
     client = make_client(fake_engine(wait))
 
     status, problem, seconds = post(client, "0.1")
+    release.set()
 
     assert (status, problem["code"]) == (504, "deadline")
     assert problem["field"] == "X-Request-Timeout"
-    assert seconds < 0.4
+    assert seconds < 5
     assert post(client, "10")[0] == 200
 
 

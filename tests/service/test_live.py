@@ -129,7 +129,7 @@ def test_an_oversized_upload_is_refused_early_and_the_connection_closed(server: 
         assert status == 413
         assert headers["connection"] == "close"
         assert json.loads(body)["setting"] == "QUIVER_MAX_BODY_BYTES"
-        assert time.monotonic() - begun < 0.5
+        assert time.monotonic() - begun < 3
         assert ends(connection)
 
 
@@ -271,7 +271,7 @@ def test_small_requests_pass_beside_stalled_ones(server: LiveServer):
             begun = time.monotonic()
             connection.sendall(head(len(BODY)) + BODY)
             assert read_answer(connection)[0] == 200
-            assert time.monotonic() - begun < 1
+            assert time.monotonic() - begun < 3
 
 
 def test_a_waiting_request_is_dropped_when_its_client_leaves(start_server: StartServer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -129,8 +130,9 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_bad_value_is_refused_by_name(name: str, value: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(name, value)
 
-    with pytest.raises(SettingsError, match=name):
+    with pytest.raises(SettingsError, match=name) as refused:
         load_settings()
+    assert "default factory" not in str(refused.value)
 
 
 def test_every_setting_has_a_bad_value_in_a_table():
@@ -268,6 +270,14 @@ def test_what_only_the_start_can_tell_stops_it(
     assert any((row[name] if name == "QUIVER_UDS" else name) in done.stderr for name in row)
     assert "Traceback" not in done.stderr
     assert "is ready" not in done.stdout
+
+
+def test_a_port_that_is_taken_stops_the_start():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        done = run_command(QUIVER_PORT=str(other.getsockname()[1]))
+
+    assert done.returncode == 1
+    assert "QUIVER_PORT chooses another" in done.stderr
 
 
 def test_an_error_does_not_print_keys(monkeypatch: pytest.MonkeyPatch):
