@@ -352,9 +352,8 @@ def draw(found: list[Point], path: Path) -> None:
     from common.plots import STYLE
     from matplotlib.figure import Figure
 
-    names = list(dict.fromkeys(point.name for point in found))
     kinds = list(dict.fromkeys(point.data for point in found))
-    colours = mpl.colormaps["tab20"]
+    styles = _styles(list(dict.fromkeys(point.name for point in found)), mpl.colormaps["tab20"])
     columns = min(4, len(kinds))
     with mpl.rc_context(STYLE):
         plot = Figure(
@@ -362,17 +361,10 @@ def draw(found: list[Point], path: Path) -> None:
         )
         panels = plot.subplots(-(-len(kinds) // columns), columns, squeeze=False)
         for axes, data in zip(panels.flat, kinds, strict=False):
-            for number, name in enumerate(names):
+            for name, style in styles.items():
                 line = sorted((p.bits, p.vnmse) for p in found if (p.data, p.name) == (data, name))
                 if line:
-                    axes.plot(
-                        *zip(*line, strict=True),
-                        label=name,
-                        color=colours(number % 20),
-                        marker="osD^vPxX"[number % 8],
-                        ms=3.5,
-                        lw=1,
-                    )
+                    axes.plot(*zip(*line, strict=True), label=name, **style)
             rates = np.linspace(0.5, 9, 50)
             axes.plot(rates, 4.0**-rates, color="black", lw=1.4, label="R(D), normal")
             if data.startswith("Normal"):
@@ -389,6 +381,22 @@ def draw(found: list[Point], path: Path) -> None:
         plot.legend(handles, labels, loc="outside lower center", ncols=8, frameon=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         plot.savefig(path, dpi=90, facecolor="white")
+
+
+def _styles(names: list[str], colours: Any) -> dict[str, dict[str, Any]]:
+    """Lines for the schemes of the registry; hollow black marks for the other packages."""
+    ours = [name for name in names if name in {each["name"] for each in described.schemes()}]
+    styles: dict[str, dict[str, Any]] = {
+        name: {"color": colours(number % 20), "marker": "osD^vPxX"[number % 8], "ms": 3.5, "lw": 1}
+        for number, name in enumerate(ours)
+    }
+    for number, name in enumerate(name for name in names if name not in styles):
+        marks = {"marker": "o^vs<>DpPX*h"[number % 12], "mfc": "white", "ms": 5.5, "mew": 0.8}
+        line = "--" if name == "nncodec" else "none"
+        styles[name] = {"color": "black", "ls": line, "lw": 0.8, **marks}
+    # What the project is about lies on top of what it coincides with.
+    styles["exact"] |= {"color": "black", "lw": 2.0, "ms": 4.5, "zorder": 5}
+    return styles
 
 
 def lloyd_max_line() -> tuple[list[float], list[float]]:
@@ -448,9 +456,14 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the page, figures and picture")
     parser.add_argument("--page", type=Path, default=PAGE, help="which page")
     parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--draw", action="store_true", help="draw the figures written before")
     parser.add_argument("--nncodec-python", type=Path, help="an interpreter that has nncodec")
     options = parser.parse_args()
     page: Path = options.page
+    if options.draw:
+        kept = json.loads(page.with_suffix(".json").read_text())
+        draw([Point(**row) for row in kept], page.parent / PICTURE)
+        return
     declared = registry_markdown()
     parts = {"registry": declared}
     if not options.registry:
