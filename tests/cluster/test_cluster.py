@@ -15,8 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-import quiver_kernels as qk
-from projects import BUILD_SECONDS, Bare, docker, inspected, under_load
+from projects import (
+    BUILD_SECONDS,
+    Bare,
+    calls_give_the_bits_of_the_library,
+    docker,
+    inspected,
+    under_load,
+)
 from quiver_client import Client, RetryPolicy
 from quiver_client.errors import QuiverClientError
 from ray_containers import RayProject, waited
@@ -87,19 +93,8 @@ def fetched(url: str) -> Any:
 
 
 def test_the_calls_of_a_client_give_the_bits_of_the_library(settled: RayProject):
-    x = np.random.default_rng(1).normal(size=100_000).astype(np.float32)
-    here = qk.quantize(x, bits=4, seed=7)
+    calls_give_the_bits_of_the_library(settled.url)
 
-    with Client(settled.url) as client, ThreadPoolExecutor(4) as threads:
-        answers = list(threads.map(lambda _: client.quantize(x, bits=4, seed=7), range(16)))
-        back = client.dequantize(answers[0])
-        mean = client.aggregate(answers[:2])
-        levels = client.optimal_levels(x, 16)
-
-    assert all(np.array_equal(q.codes, here.codes) for q in answers)
-    assert np.array_equal(levels, here.levels)
-    assert np.array_equal(back, qk.dequantize(here))
-    assert np.allclose(mean, back)
     for place in settled.places():
         with urllib.request.urlopen(f"{settled.url}/replicas/{place}/metrics") as answer:
             assert b'quiver_requests_total{code="200"' in answer.read()
@@ -196,6 +191,7 @@ def test_a_node_is_added_and_takes_a_replica(settled: RayProject, say: Say):
     (spare,) = set(settled.workers()) - set(serving)
     docker("kill", spare, serving[0])
     settled.wait_for(REPLICAS - 1, 30)
+    # The replica without a place finds none in the meantime.
     time.sleep(3)
     assert len(settled.places()) == REPLICAS - 1
     took: list[float] = []

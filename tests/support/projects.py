@@ -164,3 +164,20 @@ def under_load(
         for future in asking:
             future.result()
     return answered
+
+
+def calls_give_the_bits_of_the_library(url: str) -> None:
+    """Every operation of a client, of `quantize` as many calls as several replicas need."""
+    x = np.random.default_rng(1).normal(size=100_000).astype(np.float32)
+    here = qk.quantize(x, bits=4, seed=7)
+
+    with Client(url) as client, ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(lambda _: client.quantize(x, bits=4, seed=7), range(16)))
+        back = client.dequantize(answers[0])
+        mean = client.aggregate(answers[:2])
+        levels = client.optimal_levels(x, 16)
+
+    assert all(np.array_equal(q.codes, here.codes) for q in answers)
+    assert np.array_equal(levels, here.levels)
+    assert np.array_equal(back, qk.dequantize(here))
+    assert np.allclose(mean, back)

@@ -42,6 +42,22 @@ _SPREADS = (1.0, 0.5)
 
 
 @kernel
+def first_from(points: Floats, value: float, begin: int) -> int:
+    """Where, from `begin` on, the ascending `points` are not below `value`; near is found soon."""
+    size, step = points.size, 1
+    while begin + step < size and points[begin + step] < value:
+        step *= 2
+    low, end = begin, min(size, begin + step)
+    while low < end:
+        middle = (low + end) // 2
+        if points[middle] < value:
+            low = middle + 1
+        else:
+            end = middle
+    return end
+
+
+@kernel
 def error_and_slope(
     a: Floats,
     sets: int,
@@ -84,16 +100,7 @@ def error_and_slope(
         following /= sets
         end = size
         if i < states - 1:
-            step = 1
-            while begin + step < size and points[begin + step] < following:
-                step *= 2
-            low, end = begin, min(size, begin + step)
-            while low < end:
-                middle = (low + end) // 2
-                if points[middle] < following:
-                    low = middle + 1
-                else:
-                    end = middle
+            end = first_from(points, following, begin)
         weight = counts[end] - counts[begin]
         width = following - mean
         above = sums[end] - sums[begin] - weight * mean
@@ -263,16 +270,7 @@ def part_of_error(
         following /= sets
         end = size
         if i < states - 1:
-            step = 1
-            while begin + step < size and points[begin + step] < following:
-                step *= 2
-            low, end = begin, min(size, begin + step)
-            while low < end:
-                middle = (low + end) // 2
-                if points[middle] < following:
-                    low = middle + 1
-                else:
-                    end = middle
+            end = first_from(points, following, begin)
         weight = counts[end] - counts[begin]
         slope = a[i] + a[i + sets]
         total += weight * moment + slope * (sums[end] - sums[begin] - weight * mean)
