@@ -14,12 +14,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from quiver_kernels.errors import QuiverError
-from quiver_service import health, routes, schemas
+from quiver_service import health, routes
 from quiver_service._version import __version__
 from quiver_service.engine import Engine
 from quiver_service.errors import ServiceError
 from quiver_service.heap import settle_heap
 from quiver_service.middleware import RequestMiddleware
+from quiver_service.openapi import document
 from quiver_service.playground import pages
 from quiver_service.services import Services
 from quiver_service.settings import Settings
@@ -33,7 +34,7 @@ class QuiverApp(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document."""
         if self.openapi_schema is None:
-            self.openapi_schema = schemas.complete(super().openapi())
+            self.openapi_schema = document.complete(super().openapi())
         return self.openapi_schema
 
 
@@ -62,9 +63,9 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     app = QuiverApp(
         title="QUIVER",
         summary="Adaptive stochastic quantization as a service",
-        description=schemas.DESCRIPTION,
+        description=document.DESCRIPTION,
         version=__version__,
-        openapi_tags=schemas.TAGS,
+        openapi_tags=document.TAGS,
         lifespan=_lifespan(services),
         redirect_slashes=False,
         # The framework's page loads its scripts from another host; `pages` has one of our own.
@@ -86,7 +87,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
 
 
 def _labels(files: Mapping[str, pages.Page]) -> dict[str, str]:
-    return {path: path for path in schemas.PATHS} | pages.labels(files)
+    return {path: path for path in document.PATHS} | pages.labels(files)
 
 
 def _lifespan(services: Services) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:

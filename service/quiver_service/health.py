@@ -35,22 +35,22 @@ from quiver_kernels.tree import (
     MAX_SECTIONS,
 )
 from quiver_kernels.treerequest import MAX_AGGREGATE_TREES
-from quiver_service import schemas
 from quiver_service._version import __version__
 from quiver_service.lifecycle import Phase
+from quiver_service.openapi import operations as stated
 from quiver_service.services import Services, services_of
 
 router = APIRouter()
 
 
-@router.get("/livez", **schemas.LIVEZ)
+@router.get("/livez", **stated.LIVEZ)
 async def livez() -> Response:
     """Answer as long as the process can: restart it if this fails."""
     return JSONResponse({"status": "alive"})
 
 
-@router.get("/readyz", **schemas.READYZ)
-@router.get("/healthz", **schemas.HEALTHZ)
+@router.get("/readyz", **stated.READYZ)
+@router.get("/healthz", **stated.HEALTHZ)
 async def readyz(request: Request) -> Response:
     """Whether requests should be sent here; ``?verbose`` lists every check."""
     services = services_of(request)
@@ -71,7 +71,7 @@ async def readyz(request: Request) -> Response:
     return JSONResponse(content, status_code=503, headers={"retry-after": retry_after})
 
 
-@router.get("/metrics", **schemas.METRICS)
+@router.get("/metrics", **stated.METRICS)
 async def metrics(request: Request) -> Response:
     """Metrics in the text format of Prometheus."""
     services = services_of(request)
@@ -79,7 +79,7 @@ async def metrics(request: Request) -> Response:
     return Response(services.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 
-@router.get("/info", **schemas.INFO)
+@router.get("/info", **stated.INFO)
 async def info(request: Request) -> Response:
     """Versions, methods, devices, limits and defaults of this service."""
     return JSONResponse(describe(services_of(request)))

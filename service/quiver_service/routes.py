@@ -13,8 +13,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from quiver_service import schemas
 from quiver_service.exchange import exchange
+from quiver_service.openapi import operations as stated
 from quiver_service.operations import AGGREGATE, DEQUANTIZE, LEVELS, PLAN, QUANTIZE, Operation
 from quiver_service.services import Services, services_of
 
@@ -67,7 +67,7 @@ async def _served(request: Request, path: str) -> Response:
     return await exchange(services_of(request), request.scope, request.receive, _OPERATIONS[path])
 
 
-@router.post("/quantize", **schemas.QUANTIZE)
+@router.post("/quantize", **stated.QUANTIZE)
 async def quantize(request: Request) -> Response:
     """Quantize a vector: choose levels, round every value without bias, pack the codes.
 
@@ -76,25 +76,25 @@ async def quantize(request: Request) -> Response:
     return await _served(request, "/quantize")
 
 
-@router.post("/dequantize", **schemas.DEQUANTIZE)
+@router.post("/dequantize", **stated.DEQUANTIZE)
 async def dequantize(request: Request) -> Response:
     """Decode a quantized vector."""
     return await _served(request, "/dequantize")
 
 
-@router.post("/levels", **schemas.LEVELS)
+@router.post("/levels", **stated.LEVELS)
 async def levels(request: Request) -> Response:
     """Choose the level table(s) of a vector, without coding it."""
     return await _served(request, "/levels")
 
 
-@router.post("/aggregate", **schemas.AGGREGATE)
+@router.post("/aggregate", **stated.AGGREGATE)
 async def aggregate(request: Request) -> Response:
     """Weighted mean of quantized vectors, as a tensor or quantized again."""
     return await _served(request, "/aggregate")
 
 
-@router.post("/plan", **schemas.PLAN)
+@router.post("/plan", **stated.PLAN)
 async def plan(request: Request) -> Response:
     """Choose bits and method for each of many vectors within one budget."""
     return await _served(request, "/plan")

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from quiver_service import schemas
 from quiver_service.errors import ERROR_KINDS
 from quiver_service.health import describe
+from quiver_service.openapi import document
 from quiver_service.services import Services
 from quiver_service.settings import PREFIX, Settings, known_names
 
@@ -127,6 +127,6 @@ def test_every_error_code_stands_beside_its_status():
 
 
 def test_every_path_is_named():
-    missing = [path for path in schemas.PATHS if not re.search(rf"`(\w+ )?{path}`", TEXT)]
+    missing = [path for path in document.PATHS if not re.search(rf"`(\w+ )?{path}`", TEXT)]
 
     assert missing == []

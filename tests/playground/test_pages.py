@@ -16,7 +16,7 @@ from types import ModuleType
 import pytest
 from starlette.testclient import TestClient
 
-from quiver_service import schemas
+from quiver_service.openapi import document
 from quiver_service.playground import pages
 
 ROOT = Path(__file__).parents[2]
@@ -143,7 +143,7 @@ def test_paths_have_few_labels():
     found = pages.labels(pages.load(playground=True))
 
     assert set(found.values()) == {"/", "/docs", "/ui"}
-    assert set(found.values()) <= schemas.PATHS
+    assert set(found.values()) <= document.PATHS
 
 
 def test_redoc_leads_to_the_page_of_the_api(client: TestClient):

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from quiver_service import schemas
 from quiver_service.context import RequestContext
 from quiver_service.errors import ERROR_KINDS
+from quiver_service.openapi import document
 from quiver_service.services import Services
 from quiver_service.settings import Settings
 
@@ -77,7 +77,7 @@ def allowed_values() -> dict[str, set[str]]:
     return {
         "reason": reasons | {"ok", "client_disconnect"},
         "phase": PHASES,
-        "route": set(schemas.PATHS) | {"other"},
+        "route": set(document.PATHS) | {"other"},
         "job": {"quiver"},
     }
 

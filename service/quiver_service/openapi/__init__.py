@@ -1,0 +1,1 @@
+"""The OpenAPI document: bodies, answers, errors and examples of every route."""
