@@ -59,6 +59,8 @@ _MERGED_ROWS = 1 << 20
 # Means, variances, norms and weights as float64, and the order of weights.
 _STATISTIC_BYTES = 96
 _SKETCH_GRID_BYTES = 24 << 20
+# Means are added up as float64, a stretch at a time, with its codes.
+_SUM_BYTES = 10
 # Level tables are made as float64.
 _TABLE_WORKING_BYTES = 12
 # `simba` descends over cells or single values; its levels are numbers of the descent, and random
@@ -167,6 +169,7 @@ def of_aggregate(request: AggregateRequest) -> Footprint:
     dtype = max((q.dtype for q in request.vectors), key=lambda name: from_wire(name).itemsize)
     mean = size * from_wire(dtype).itemsize
     tables = sum(q.levels.size * np.dtype(np.float64).itemsize for q in request.vectors)
+    tables += _SUM_BYTES * min(size, STEP)
     if any(q.is_scheme or q.wrap is not None for q in request.vectors):
         # Each is decoded as a whole, and once more as float64, and added to a sum.
         doubles = 3 * size * np.dtype(np.float64).itemsize

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import sys
 
@@ -17,7 +18,10 @@ def main() -> None:
         )
     from quiver_client.cli.app import run
 
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    # At its end the interpreter looks through all objects for cycles, of the compiler's too.
+    gc.freeze()
+    sys.exit(code)
 
 
 if __name__ == "__main__":
