@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from starlette.types import ASGIApp
 
 from quiver_service import machine
 from quiver_service.lifecycle import Lifecycle, Phase
@@ -159,18 +160,66 @@ async def test_a_replica_is_there_when_it_is_warm(warm: bool):
     assert warm or message["message"] == "no compiler"
 
 
-async def test_what_goes_to_serve_can_be_pickled():
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": memoryview(b"codes"), "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
+async def answered(app: ASGIApp, sent: list[Any]) -> list[Any]:
+    """What is said to a client that sends some messages and then nothing."""
     said: list[Any] = []
+
+    async def receive() -> Any:
+        return sent.pop(0) if sent else await asyncio.Event().wait()
 
     async def send(message: Any) -> None:
         said.append(message)
 
-    await OnServe(app, Lifecycle())({"type": "http"}, None, send)  # type: ignore[arg-type]
+    await asyncio.wait_for(OnServe(app, Lifecycle())({"type": "http"}, receive, send), 10)
+    return said
+
+
+async def refuse(scope: Any, receive: Any, send: Any) -> None:
+    """Answer without a look at the body."""
+    await send({"type": "http.response.start", "status": 503, "headers": []})
+    await send({"type": "http.response.body", "body": b"busy"})
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        [{"type": "http.request", "more_body": True}] * 3 + [{"type": "http.request"}],
+        [{"type": "http.request", "more_body": True}, {"type": "http.disconnect"}],
+    ],
+    ids=["to its end", "until it leaves"],
+)
+async def test_an_early_answer_ends_when_the_client_does(sent: list[Any]):
+    left = sent.copy()
+    begun: list[Any] = []
+
+    async def receive() -> Any:
+        begun.append("read")
+        return left.pop(0)
+
+    async def send(message: Any) -> None:
+        begun.append((message.get("body"), message.get("more_body", False)))
+
+    await OnServe(refuse, Lifecycle())({"type": "http"}, receive, send)
+
+    assert begun == [(None, False), (b"busy", True), *["read"] * len(sent), (b"", False)]
+
+
+async def test_an_early_answer_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("quiver_service.ray_serve.replica.LINGER_SECONDS", 0.05)
+
+    said = await answered(refuse, [{"type": "http.request", "more_body": True}])
+
+    assert [message.get("body") for message in said] == [None, b"busy", b""]
+
+
+async def test_what_goes_to_serve_can_be_pickled():
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": memoryview(b"codes"), "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    said = await answered(app, [{"type": "http.request"}])
 
     assert [message.get("body") for message in said] == [None, b"codes", b""]
     assert [type(message["body"]) for message in said[1:]] == [bytes, bytes]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 
@@ -12,6 +13,7 @@ from quiver_kernels import precompiled
 from quiver_service.app import create_app
 from quiver_service.heap import keep_heap
 from quiver_service.lifecycle import Lifecycle, Phase
+from quiver_service.protocol import LINGER_SECONDS
 from quiver_service.ray_serve.options import ServeOptions, replica_settings
 from quiver_service.ray_serve.scaling import HELD
 from quiver_service.services import Services
@@ -66,7 +68,7 @@ class OnServe:
     """An app as Serve takes it.
 
     Its lifespan has begun when its kernels are compiled, so no request comes before. What it sends
-    are bytes.
+    are bytes, and an answer that comes before the upload's end reaches the client.
 
     Parameters
     ----------
@@ -83,15 +85,8 @@ class OnServe:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
         if scope["type"] != "lifespan":
-
-            async def send_bytes(message: Message) -> None:
-                body = message.get("body")
-                # Serve pickles what goes to its proxy, which a view cannot be; a piece is 1 MiB.
-                await send(
-                    {**message, "body": bytes(body)} if type(body) is memoryview else message
-                )
-
-            await self._app(scope, receive, send_bytes)
+            exchange = _Exchange(receive, send)
+            await self._app(scope, exchange.receive, exchange.send)
             return
 
         async def send_when_warm(message: Message) -> None:
@@ -105,3 +100,40 @@ class OnServe:
             await send(message)
 
         await self._app(scope, receive, send_when_warm)
+
+
+class _Exchange:
+    """The two ends of a request, sent as Serve's server needs it.
+
+    That server closes the connection as soon as an answer is complete. If the client still sends
+    then, the kernel resets the connection, and the answer may be lost: so the end of an early
+    answer waits until the client has heard it and left, or has sent all, or a moment has passed.
+    """
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+        self._more = True
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._more = message["type"] == "http.request" and message.get("more_body", False)
+        return message
+
+    async def send(self, message: Message) -> None:
+        body = message.get("body")
+        # Serve pickles what goes to its proxy, which a view cannot be; a piece is 1 MiB.
+        if type(body) is memoryview:
+            message = {**message, "body": bytes(body)}
+        last = message["type"] == "http.response.body" and not message.get("more_body", False)
+        if last and self._more:
+            await self._send({**message, "more_body": True})
+            await self._linger()
+            message = {**message, "body": b""}
+        await self._send(message)
+
+    async def _linger(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while self._more:
+                    await self.receive()
