@@ -11,6 +11,9 @@ with blocks of 64 and 1,024 values and none; the table has, for each scheme, wha
 - left after 16: error of the mean of 16 decodes over that of one. What is unbiased and independent
   leaves 1/16 = 6.2 %; deterministic rounding leaves all of it.
 
+Other packages stand beside them, as far as they are installed: `peers`, and nncodec in an
+environment of its own (``--nncodec-python``).
+
 Run ``python benchmarks/compare.py``; it prints Markdown. ``--write`` puts it into docs/schemes.md,
 ``--registry`` only what the registry declares, without measuring.
 """

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
 
 # Quantization parameters: about 3.25, 2.4, 1.6 and .9 bits a value of unit variance.
 PARAMETERS = (-8, -4, -1, 3)
@@ -28,12 +27,7 @@ class Peer:
     def __enter__(self) -> Peer:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._process.communicate()
 
     def code(self, values: Path, parameter: int, trellis: bool) -> tuple[float, float, float]:

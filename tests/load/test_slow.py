@@ -63,7 +63,7 @@ def test_small_requests_pass_beside_stalled_connections(patient: Server):
 
 def test_a_service_that_waits_for_ever_is_caught(patient: Server):
     endings = slow.ending_checks(patient, LIMITS, 1, watch=2.6)
-    beside = slow.stalled_checks(patient, 200, 50.0, 1.0, filling=60)
+    beside = slow.stalled_checks(patient, 200, 50.0, 1.0, 60, MOST_SECONDS)
 
     assert len(failed(endings[:-1])) == len(slow.slow_kinds(LIMITS))
     assert not beside[0].held

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -79,7 +79,7 @@ def test_a_handshake_that_has_begun_ends(
             client.recv(1)
         return
     client.sendall(b"hello")
-    time.sleep(0.05)
+    assert select.select([listener], [], [], 5)[0]
     (waiting,) = close_door(listener)
     opened.enter_context(waiting)
 

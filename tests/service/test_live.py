@@ -103,21 +103,20 @@ def test_requests_share_a_connection(server: LiveServer):
             assert read_answer(connection)[0] == 200
 
 
-def test_large_requests_share_a_connection_and_are_counted(server: LiveServer):
+def test_large_requests_share_a_connection_and_are_counted(start_server: StartServer):
+    server = start_server()
     body = pack({"vector": np.linspace(0, 1, 1 << 18, dtype="<f4").tobytes()})
     sizes = 'quiver_request_size_bytes_%s{route="/quantize"}'
     with connected(server.port) as connection:
         connection.sendall(head(len(BODY)) + BODY)
         assert read_answer(connection)[0] == 200
-        # Requests are counted a moment later.
-        assert eventually(lambda: sizes % "sum" in metrics(server.port))
-        time.sleep(0.2)
-        before = gauge(server.port, sizes % "sum")
         for _ in range(3):
             connection.sendall(head(len(body)) + body)
             assert read_answer(connection)[0] == 200
 
-    assert eventually(lambda: gauge(server.port, sizes % "sum") - before == 3 * len(body))
+    # Requests are counted a moment after their answer.
+    assert eventually(lambda: sizes % "sum" in metrics(server.port))
+    assert eventually(lambda: gauge(server.port, sizes % "sum") == len(BODY) + 3 * len(body))
 
 
 def test_an_oversized_upload_is_refused_early_and_the_connection_closed(server: LiveServer):

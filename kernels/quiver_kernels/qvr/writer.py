@@ -256,7 +256,9 @@ class Writer:
         self._file.flush()
         if sys.platform == "linux":
             count = self.nbytes - self._sent
-            os.posix_fadvise(self._file.fileno(), self._sent, count, os.POSIX_FADV_DONTNEED)
+            # Advice only: a file system may not take it.
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(self._file.fileno(), self._sent, count, os.POSIX_FADV_DONTNEED)
         self._sent = self.nbytes
 
     def finish(self) -> int:
