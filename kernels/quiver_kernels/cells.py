@@ -7,13 +7,13 @@ added. NumPy alone does to merge them; `cpu.cells` counts values into them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quiver_kernels.partition import Floats, Ints, Partition
+from quiver_kernels.partition import Floats, Ints, Layout, Partition
 
 # Fewer values than this make up a vector, and so many parts at most: sums stay within 63 bits.
 MAX_SIZE = 1 << 40
@@ -31,7 +31,8 @@ class Cells:
     """The non-empty cells of a vector, ascending; a refined cell stands as several rows.
 
     A row is a set of values between its `minimum` and `maximum`, both among them, and apart
-    from those of all other rows.
+    from those of all other rows. Of *loose* rows less is known: their values lie between these
+    two, which may be the edges of the cell, one of them its neighbour's too.
 
     Attributes
     ----------
@@ -46,8 +47,11 @@ class Cells:
         ``0 <= part < 2**offset_bits``.
     nearest, farthest
         Least and largest offset, counted from 0: of negative values the nearest is the maximum.
+        Of loose rows bounds of these, up to the cell's far edge at ``2**offset_bits``.
     weight, moment
         Sums of the weights, and of weight times offset; None without weights.
+    loose
+        Whether some rows may be loose.
     """
 
     partition: Partition
@@ -59,6 +63,7 @@ class Cells:
     farthest: Ints
     weight: Floats | None = None
     moment: Floats | None = None
+    loose: bool = field(default=False, kw_only=True)
 
     @property
     def size(self) -> int:
@@ -85,11 +90,14 @@ class Cells:
     @property
     def known(self) -> NDArray[np.bool_]:
         """Whether all values of a row are its minimum or maximum."""
-        known: NDArray[np.bool_] = self.count <= 2
+        known: NDArray[np.bool_] = self.nearest == self.farthest
+        if self.loose:
+            return known
+        pairs = self.count <= 2
         if self.weight is not None:
             # The vector's ends may weigh nothing, and are not counted then.
-            known[[0, -1]] = False
-        known |= self.nearest == self.farthest
+            pairs[[0, -1]] = False
+        known |= pairs
         return known
 
     @property
@@ -150,7 +158,30 @@ class Cells:
     def __getitem__(self, rows: NDArray[Any] | slice) -> Cells:
         """Some of the rows."""
         some: tuple[Any, ...] = tuple(None if a is None else a[rows] for a in self.columns())
-        return Cells(self.partition, *some)
+        return Cells(self.partition, *some, loose=self.loose)
+
+
+def may_be_loose(layout: Layout, *, weighted: bool) -> bool:
+    """Whether rows that need not be tight are loose: those of 32 bits, without weights."""
+    return layout.offset_bits <= SHORT_OFFSET and not weighted
+
+
+def loosened(cells: Cells) -> Cells:
+    """The rows as `cpu.outline` counts them, without the outermost values but the vector's own.
+
+    Whoever counts more tells the solver no more, so that it finds the same levels.
+    """
+    if not may_be_loose(cells.partition.layout, weighted=cells.weight is not None):
+        return cells
+    edge = 1 << cells.partition.layout.offset_bits
+    single = (cells.count == 1) | ((cells.whole == 0) & (cells.part == 0))
+    nearest = np.where(single, cells.nearest, 0)
+    farthest = np.where(single, cells.nearest, edge)
+    first = farthest if cells.index[0] < 0 else nearest
+    first[0] = cells.farthest[0] if cells.index[0] < 0 else cells.nearest[0]
+    last = nearest if cells.index[-1] < 0 else farthest
+    last[-1] = cells.nearest[-1] if cells.index[-1] < 0 else cells.farthest[-1]
+    return replace(cells, nearest=nearest, farthest=farthest, loose=True)
 
 
 def times(count: Ints, factor: Ints, bits: int) -> tuple[Ints, Ints]:
@@ -234,7 +265,7 @@ def stacked(parts: Sequence[Cells]) -> Cells:
     """The rows of all `parts`, one after the other; they must have one partition."""
     columns = zip(*(part.columns() for part in parts), strict=True)
     joined: tuple[Any, ...] = tuple(None if a[0] is None else np.concatenate(a) for a in columns)
-    return Cells(parts[0].partition, *joined)
+    return Cells(parts[0].partition, *joined, loose=any(part.loose for part in parts))
 
 
 def merge(parts: Sequence[Cells]) -> Cells:

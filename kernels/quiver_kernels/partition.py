@@ -133,14 +133,17 @@ class Partition:
         return np.where(values < 0, ~cell, cell), offset
 
     def value(self, index: Ints, offset: Ints) -> Floats:
-        """The values at `offset` in the cells `index`; exact, as float64."""
+        """The values at `offset` in the cells `index`; exact, as float64.
+
+        The offset ``2**offset_bits`` is the cell's far edge, which is the next one's first value.
+        """
         layout = self.layout
         cell = _magnitudes(index)
         # Wider cells than the type's largest binade there are none.
         width = 2.0 ** min(self.exponent, layout.bias)
         # Each formula is for the one kind of cells, and gives anything for the other.
         with np.errstate(over="ignore", invalid="ignore"):
-            key = ((cell << layout.offset_bits) | offset).astype(layout.integer)
+            key = ((cell << layout.offset_bits) + offset).astype(layout.integer)
             inner = key.view(layout.dtype).astype(np.float64)
             # Both factors are normal numbers, and the product is a value of the type.
             outer = ((cell - self.outer_shift) + offset * 2.0**-layout.offset_bits) * width

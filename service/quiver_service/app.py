@@ -102,6 +102,7 @@ def _lifespan(services: Services) -> Callable[[FastAPI], AbstractAsyncContextMan
         services.lifecycle.mark_draining()
         # Requests are answered or have had their grace time: nobody waits for what still runs.
         await asyncio.to_thread(services.engine.close, _CLOSE_SECONDS)
+        services.buffers.close()
         services.reporter.close()
         await asyncio.to_thread(services.tracer.close)
 

@@ -7,9 +7,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from quiver_service.budget import Lease
+from quiver_service.buffers import Buffer
 from quiver_service.deadline import Deadline
 from quiver_service.errors import ClientGone, ServiceError
 from quiver_service.responses import ConnectionControl
@@ -35,38 +34,31 @@ class UploadLimits:
         return max(self.grace_seconds, length / self.min_bytes_per_second)
 
 
-async def read_whole(receive: Receive, length: int) -> memoryview:
+async def read_whole(receive: Receive, buffer: Buffer) -> memoryview:
     """Read a body that has come already; errors as for `read_body`."""
-    view = np.empty(length, dtype=np.uint8).data
-    filled = 0
-
-    def note(now_filled: int) -> None:
-        nonlocal filled
-        filled = now_filled
-
-    await _read_messages(receive, view, note)
-    if filled != length:
+    view = buffer.view
+    if await _read_messages(receive, view) != len(view):
         raise ClientGone("client_disconnect")
     return view
 
 
 async def read_body(
     receive: Receive,
-    length: int,
+    buffer: Buffer,
     limits: UploadLimits,
     lease: Lease,
     deadline: Deadline | None = None,
     connection: ConnectionControl | None = None,
     poured: Callable[[int], None] | None = None,
 ) -> memoryview:
-    """Read a body of exactly `length` bytes into fresh memory; one copy at most, no joining.
+    """Fill `buffer` with a body of exactly its length; one copy at most, no joining.
 
     Parameters
     ----------
     receive
         Gives the body's chunks.
-    length
-        As declared.
+    buffer
+        Where they belong; as long as was declared.
     limits
         How slowly it may come.
     lease
@@ -81,7 +73,7 @@ async def read_body(
     Returns
     -------
     memoryview
-        Flat, writable bytes.
+        That of `buffer`.
 
     Raises
     ------
@@ -92,14 +84,13 @@ async def read_body(
     ClientGone
         The client left before the body was complete.
     """
-    # np.empty does not clear the memory and asks for huge pages.
-    view = np.empty(length, dtype=np.uint8).data
+    view, length = buffer.view, len(buffer.view)
     clock = asyncio.get_running_loop().time
     last_moment = clock() + limits.total_seconds(length)
     if deadline is not None:
         last_moment = min(last_moment, deadline.at)
     filled = 0
-    booking = _Booking(lease, length, limits.min_bytes_per_second)
+    booking = _Booking(lease, buffer, limits.min_bytes_per_second)
     try:
         async with asyncio.timeout_at(min(clock() + limits.idle_seconds, last_moment)) as timer:
 
@@ -141,7 +132,10 @@ async def read_body(
     return view
 
 
-async def _read_messages(receive: Receive, view: memoryview, note: Callable[[int], None]) -> None:
+async def _read_messages(
+    receive: Receive, view: memoryview, note: Callable[[int], None] | None = None
+) -> int:
+    """Bytes that came; `note` is told after every piece."""
     filled, more = 0, True
     while more:
         message = await receive()
@@ -150,19 +144,23 @@ async def _read_messages(receive: Receive, view: memoryview, note: Callable[[int
         more = message.get("more_body", False)
         if chunk := message.get("body", b""):
             filled = _append(view, filled, chunk)
-            note(filled)
+            if note is not None:
+                note(filled)
+    return filled
 
 
 class _Booking:
     """Lends to others what a slow upload has declared and does not send.
 
-    Memory of the buffer is only taken as it fills. So an upload that is behind the least rate
-    after a second books what has come and a little more from then on; when it goes on, it books
-    again, and is refused if others hold too much by then.
+    Memory of the buffer is only taken as it fills, or given back then. So an upload that is behind
+    the least rate after a second books what has come and a little more from then on; when it goes
+    on, it books again, and is refused if others hold too much by then.
     """
 
-    def __init__(self, lease: Lease, length: int, bytes_per_second: float) -> None:
+    def __init__(self, lease: Lease, buffer: Buffer, bytes_per_second: float) -> None:
+        length = len(buffer.view)
         self._lease = lease
+        self._buffer = buffer
         self._length = length
         self._rate = bytes_per_second
         self._loop = asyncio.get_running_loop()
@@ -180,12 +178,15 @@ class _Booking:
             self._book()
 
     def end(self) -> None:
-        """Stop looking."""
+        """Stop looking, and let go of the buffer: `note` may be kept, see `Pour.wait`."""
+        self._buffer = Buffer(memoryview(b""))
         if self._timer is not None:
             self._timer.cancel()
 
     def _look(self) -> None:
         if self._filled < self._rate * (self._loop.time() - self._begun):
+            # A warm buffer still has the memory of the body before.
+            self._buffer.cool(self._filled)
             self._book()
         self._timer = self._loop.call_later(SLOW_SECONDS, self._look)
 

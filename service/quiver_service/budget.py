@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 from quiver_service.errors import ServiceError
 
@@ -20,6 +21,11 @@ class ByteBudget:
         self._used = 0
         self._lock = threading.Lock()
         self._full_since: float | None = None
+        self._when_grown: Callable[[], None] | None = None
+
+    def when_grown(self, call: Callable[[], None]) -> None:
+        """Call `call` after every lease that has grown, in the thread that made it grow."""
+        self._when_grown = call
 
     @property
     def used(self) -> int:
@@ -95,9 +101,12 @@ class Lease:
                 setting="QUIVER_BUDGET_BYTES",
             )
         with self._lock:
+            more = amount - self._amount
             if self._holders:
-                self._budget._change(amount - self._amount)
+                self._budget._change(more)
                 self._amount = amount
+        if more > 0 and self._budget._when_grown is not None:
+            self._budget._when_grown()
 
     def hold(self) -> None:
         """Count one more holder."""

@@ -57,13 +57,14 @@ async def exchange(
     context.at_end.callback(admission.lease.release)
     query = _query(scope["query_string"], admission.media_type)
     connection = connection_of(scope)
+    buffer = services.buffers.borrow(admission.length)
     with context.phase("receive"):
         if connection is not None and connection.uploaded:
-            body = await read_whole(receive, admission.length)
+            body = await read_whole(receive, buffer)
         else:
             body = await read_body(
                 receive,
-                admission.length,
+                buffer,
                 services.upload_limits,
                 admission.lease,
                 wish,
@@ -81,16 +82,15 @@ async def exchange(
         admission.lease,
         settings.max_json_bytes if wants_json(headers) else None,
     )
-    del body, upload
-    deadline = earlier(wish, Deadline.of_service(settings.deadline_seconds, clock()))
-    answer = await _compute(task, light, services, deadline, receive)
+    del buffer, body, upload
+    answer = await _compute(task, light, services, wish, receive)
     _note(answer, context)
     admission.lease.resize(answer.length)
     return SegmentsResponse(answer.segments, answer.media_type, settings.send_idle_seconds)
 
 
 async def _compute(
-    task: Task[A, B], light: bool, services: Services, deadline: Deadline, receive: Receive
+    task: Task[A, B], light: bool, services: Services, wish: Deadline | None, receive: Receive
 ) -> Answer:
     """The answer, computed here if it is tiny, else in the pool.
 
@@ -99,6 +99,7 @@ async def _compute(
     thread would cost more.
     """
     small, sizes = False, services.engine.sizes
+    begun = asyncio.get_running_loop().time()
     if light:
         effort = task.prepare()
         if effort <= sizes.tiny:
@@ -109,6 +110,7 @@ async def _compute(
             except Exception as error:  # noqa: BLE001 - a thread gets the second try
                 services.logger.warning("task is tried again", error=type(error).__name__)
         small = effort <= sizes.small
+    deadline = earlier(wish, Deadline.of_service(services.settings.deadline_seconds, begun))
     gone = asyncio.ensure_future(_until_gone(receive))
     try:
         return await services.engine.run(

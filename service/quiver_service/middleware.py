@@ -89,7 +89,6 @@ class RequestMiddleware:
 
     async def _serve(self, scope: Scope, headers: Headers, exchange: _Exchange) -> Problem | None:
         request_id, services = exchange.context.request_id, self._services
-        retry_after = services.draw_retry_after()
         # No error may be kept in a local: its traceback holds this frame, and the body.
         try:
             _check_host(scope, headers)
@@ -99,16 +98,16 @@ class RequestMiddleware:
         except ClientGone:
             raise
         except (ServiceError, QuiverError) as error:
-            return problem_of(error, request_id, retry_after)
+            return problem_of(error, request_id, services.draw_retry_after())
         except asyncio.CancelledError:
             if services.lifecycle.phase is not Phase.DRAINING:
                 raise
             stopped = ServiceError("draining", "the service stopped before the request was done")
-            return problem_of(stopped, request_id, retry_after)
+            return problem_of(stopped, request_id, services.draw_retry_after())
         except Exception:
             services.logger.exception("unhandled error", request_id=request_id)
             failed = ServiceError("internal", "the service failed; the log has the reason")
-            return problem_of(failed, request_id, retry_after)
+            return problem_of(failed, request_id, services.draw_retry_after())
         return None
 
     async def _send_problem(

@@ -52,6 +52,9 @@ def check_encoding(headers: Headers) -> None:
 
 def wants_json(headers: Headers) -> bool:
     """Whether ``Accept`` names ``application/json`` and likes it better than MessagePack."""
+    # Most requests do not even name it.
+    if not any(b"json" in value.lower() for value in headers.get(b"accept", ())):
+        return False
     accepted = _accepted(headers)
     best_pack = max((accepted.get(name, 0.0) for name in MEDIA_TYPES), default=0.0)
     return accepted.get(JSON, 0.0) > best_pack

@@ -131,7 +131,9 @@ def _encode_quantized(result: Quantized) -> list[Segment]:
 
 
 def _describe_quantized(_: Asked, result: Quantized) -> Work:
-    done = result.vectors if isinstance(result, wire.QuantizedBatch) else (result,)
+    if isinstance(result, QuantizedVector):
+        return Work(result.method, result.device, result.size)
+    done = result.vectors
     method = _common({q.method for q in done})
     return Work(method, _common({q.device for q in done}), sum(q.size for q in done))
 

@@ -50,6 +50,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._header_seconds = header_seconds
         self.encrypted = False
         self._header_timer: asyncio.TimerHandle | None = None
+        self._head_open = False
         self._lingering = False
         # Bytes that the head being received may still have, and how many heads came before it.
         self._head_left = MAX_HEAD_BYTES
@@ -82,6 +83,9 @@ class GuardedProtocol(HttpToolsProtocol):
             return False
         heads = self._heads
         super().data_received(data)
+        # Most heads come whole, and need no timer.
+        if self._head_open:
+            self._start_header_timer()
         if self._heads != heads or self._header_timer is None:
             self._head_left = MAX_HEAD_BYTES
             return True
@@ -143,10 +147,11 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_message_begin()
         control: Any = _Control(self)
         self.scope["extensions"] = {CONNECTION_EXTENSION: control}
-        self._start_header_timer()
+        self._head_open = True
 
     def on_headers_complete(self) -> None:
         """Stop waiting for the head."""
+        self._head_open = False
         self._stop_header_timer()
         self._heads += 1
         super().on_headers_complete()
@@ -234,6 +239,12 @@ class _Control:
     def pour(self, view: memoryview, note: Callable[[int], None]) -> Pour | None:
         return self._protocol.pour(view, note)
 
+    def hold(self) -> None:
+        cast("_ClosingTransport", self._protocol.transport).hold()
+
+    def flush(self) -> None:
+        cast("_ClosingTransport", self._protocol.transport).flush()
+
     def buffer(self, wanted: bool) -> None:
         """Whether something may linger in the write buffer.
 
@@ -259,13 +270,29 @@ class _ClosingTransport:
         self._transport = transport
         self._close = close
         self._closing = False
+        self._held: list[bytes] | None = None
+
+    def hold(self) -> None:
+        """Keep the next `write` until the one after it, or `flush`."""
+        self._held = []
+
+    def flush(self) -> None:
+        """Send what is held, at once."""
+        held, self._held = self._held, None
+        if held and not self.is_closing():
+            self._transport.write(b"".join(held))
 
     def write(self, data: bytes) -> None:
         """Send `data`; after `close` nothing, for more requests may have come at once."""
-        if not self.is_closing():
+        if self._held is not None:
+            self._held.append(data)
+            if len(self._held) > 1:
+                self.flush()
+        elif not self.is_closing():
             self._transport.write(data)
 
     def close(self) -> None:
+        self.flush()
         self._closing = True
         self._close(self._transport)
 

@@ -19,7 +19,7 @@ PIECE_BYTES = 1 << 20
 # A TLS transport says that it is free when one piece is encrypted but not yet with the kernel:
 # small pieces bound what a client that reads nothing makes it keep beside the byte budget.
 ENCRYPTED_PIECE_BYTES = 128 << 10
-# Answers up to this are left to the transport, which sends head and body at once.
+# Answers up to this are left to the transport, head and body in one piece.
 BUFFERED_BYTES = 64 << 10
 CONNECTION_EXTENSION = "quiver.connection"
 
@@ -47,6 +47,14 @@ class ConnectionControl(Protocol):
 
     def buffer(self, wanted: bool) -> None:
         """Whether a `send` may return before the kernel has all."""
+        ...
+
+    def hold(self) -> None:
+        """Keep what is written next until something else is, or until `flush`."""
+        ...
+
+    def flush(self) -> None:
+        """Let go what is held."""
         ...
 
 
@@ -108,7 +116,12 @@ class SegmentsResponse(Response):
         unbuffered = connection is not None and self.length > BUFFERED_BYTES
         try:
             if connection is not None and self.length <= BUFFERED_BYTES and not connection.paused:
-                await self._send_small(send)
+                connection.hold()
+                try:
+                    await self._send_small(send)
+                finally:
+                    # Nothing came after the head, if the request was a HEAD.
+                    connection.flush()
                 return
             if connection is not None and unbuffered:
                 connection.buffer(False)

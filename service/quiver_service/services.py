@@ -13,6 +13,7 @@ from quiver_kernels import dispatch
 from quiver_service.auth import KeyRing
 from quiver_service.body import UploadLimits
 from quiver_service.budget import ByteBudget
+from quiver_service.buffers import Buffers
 from quiver_service.devices import Devices
 from quiver_service.effort import NONE_TINY, SIZES
 from quiver_service.engine import Engine
@@ -33,6 +34,7 @@ class Services:
     settings: Settings
     engine: Engine
     budget: ByteBudget
+    buffers: Buffers
     lifecycle: Lifecycle
     metrics: Metrics
     logger: Logger
@@ -64,6 +66,7 @@ class Services:
             settings=settings,
             engine=engine,
             budget=budget,
+            buffers=Buffers(settings.warm_bytes, budget),
             lifecycle=lifecycle,
             metrics=metrics,
             logger=logger,

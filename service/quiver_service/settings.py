@@ -80,6 +80,12 @@ class Settings(BaseSettings):
         description="Bytes that all requests in flight may hold (bodies, working memory, "
         "answers); more: 503. Default: 60 % of the memory this process may use.",
     )
+    warm_bytes: int = Field(
+        512 * MIB,
+        ge=0,
+        description="Bytes of the budget that, while nobody needs them, may stay with buffers of "
+        "large bodies for about a second after their use; 0: none.",
+    )
     max_body_bytes: int = Field(
         default_factory=_default_max_body,
         ge=1024,

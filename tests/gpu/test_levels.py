@@ -222,6 +222,19 @@ def test_streamed_levels(device: Device, kind: str, dtype: str):
     compare(device, x, options_of("approx", 5, bins=64, grid="uniform"))
 
 
+@pytest.mark.usefixtures("streams")
+@pytest.mark.parametrize("dtype", sorted(DTYPES))
+@pytest.mark.parametrize("kind", sorted(ALL_KINDS))
+def test_levels_from_loose_cells(
+    device: Device, kind: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(streaming, "OUTLINES", ((256, 64),))
+    monkeypatch.setattr(streaming, "OUTLINED", 0)
+    for collected in (40, 1000):
+        monkeypatch.setattr(streaming, "COLLECTED", collected)
+        compare(device, hostile(kind, dtype, 400), options_of("exact", 5))
+
+
 @pytest.mark.usefixtures("sorts")
 @pytest.mark.parametrize("dtype", sorted(DTYPES))
 @pytest.mark.parametrize("kind", sorted(ALL_KINDS))

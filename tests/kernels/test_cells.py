@@ -110,7 +110,7 @@ def test_kernel_and_partition_agree_and_lose_nothing(kind: str, dtype: type) -> 
     x = vector(kind, dtype)
     partition = partition_of(x)
     index, offset = partition.locate(x)
-    found = counting._Locator(partition, float(x.min()), float(x.max())).locate(x)
+    found = counting.Rows(partition, float(x.min()), float(x.max())).locate(x)
     assert np.array_equal(found[0], index)
     assert np.array_equal(found[1], offset)
     assert np.array_equal(partition.value(index, offset), x.astype(np.float64))

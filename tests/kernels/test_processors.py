@@ -16,7 +16,7 @@ SCRIPT = """
 import hashlib
 import numpy as np
 from numba import njit
-from quiver_kernels.cpu import encode
+from quiver_kernels.cpu import encode, windows
 
 @njit
 def run(x, tables, tops, words, codes, lanes):
@@ -52,6 +52,16 @@ for number, s in enumerate(sizes):
     assert ((up == 0) | (up == 1)).all() and 0 < up.sum() < x.size
     below, above = (tables[number, 1, k + i].astype(np.float64) for i in (0, 1))
     assert (lanes[number, 0] == (above - x) * (x - below)).all()
+if windows.can_pick():
+    ends = np.sort(rng.standard_normal(32)).astype(np.float32)
+    ends[-2:] = np.inf, -np.inf
+    low, high = ends[::2].copy(), ends[1::2].copy()
+    inside = (x[:, None] >= low) & (x[:, None] <= high)
+    found = np.empty(x.size + 16, np.float32)
+    size = windows.pick(x, low, high, found)
+    assert (found[:size] == x[inside.any(axis=1)]).all() and 0 < size < x.size
+    text = next(iter(windows.pick.inspect_llvm().values()))
+    assert next(name for name in names if name in text)
 """
 
 

@@ -13,6 +13,7 @@ import pytest
 from quiver_service import body as reading
 from quiver_service.body import MARGIN_BYTES, Receive, UploadLimits, read_body
 from quiver_service.budget import ByteBudget
+from quiver_service.buffers import Buffer
 from quiver_service.errors import ClientGone, ServiceError
 
 LIMITS = UploadLimits(idle_seconds=5, grace_seconds=5, min_bytes_per_second=1e6)
@@ -26,7 +27,11 @@ def read(
     receive: Receive, length: int, limits: UploadLimits = LIMITS
 ) -> Coroutine[Any, Any, memoryview]:
     """A body read on a budget of its own."""
-    return read_body(receive, length, limits, ByteBudget(1 << 30).reserve(length))
+    return read_body(receive, fresh(length), limits, ByteBudget(1 << 30).reserve(length))
+
+
+def fresh(length: int) -> Buffer:
+    return Buffer(memoryview(bytearray(length)))
 
 
 GONE = {"type": "http.disconnect"}
@@ -141,7 +146,7 @@ class Uploader:
 async def test_a_slow_upload_lends_to_others_what_it_does_not_send():
     budget, uploader = ByteBudget(10 * MARGIN_BYTES), Uploader()
     lease = budget.reserve(LENGTH)
-    upload = asyncio.create_task(read_body(uploader.receive, LENGTH, SLOW, lease))
+    upload = asyncio.create_task(read_body(uploader.receive, fresh(LENGTH), SLOW, lease))
     uploader.send(MARGIN_BYTES)
     await asyncio.sleep(0.1)
 
@@ -160,7 +165,7 @@ async def test_a_slow_upload_lends_to_others_what_it_does_not_send():
 async def test_a_slow_upload_is_refused_when_others_have_taken_its_memory():
     budget, uploader = ByteBudget(10 * MARGIN_BYTES), Uploader()
     lease = budget.reserve(LENGTH)
-    upload = asyncio.create_task(read_body(uploader.receive, LENGTH, SLOW, lease))
+    upload = asyncio.create_task(read_body(uploader.receive, fresh(LENGTH), SLOW, lease))
     await asyncio.sleep(0.1)
     budget.reserve(6 * MARGIN_BYTES)
 
@@ -177,7 +182,7 @@ async def test_an_upload_at_the_least_rate_books_all_of_it():
     budget, uploader = ByteBudget(10 * MARGIN_BYTES), Uploader()
     quick = UploadLimits(idle_seconds=5, grace_seconds=30, min_bytes_per_second=1)
     lease = budget.reserve(LENGTH)
-    upload = asyncio.create_task(read_body(uploader.receive, LENGTH, quick, lease))
+    upload = asyncio.create_task(read_body(uploader.receive, fresh(LENGTH), quick, lease))
     uploader.send(MARGIN_BYTES)
     await asyncio.sleep(0.1)
 

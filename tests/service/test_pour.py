@@ -23,6 +23,7 @@ from quiver_service import body as reading
 from quiver_service import pour as pouring
 from quiver_service.body import MARGIN_BYTES, UploadLimits, read_body
 from quiver_service.budget import ByteBudget, Lease
+from quiver_service.buffers import Buffers
 from quiver_service.errors import ClientGone, ServiceError
 from quiver_service.protocol import GuardedProtocol
 from quiver_service.responses import connection_of
@@ -52,6 +53,7 @@ class Recorder:
     def __init__(self, limits: UploadLimits = LIMITS, budget: ByteBudget | None = None) -> None:
         self.limits = limits
         self.budget = budget or ByteBudget(1 << 30)
+        self.memory = Buffers(1 << 30, self.budget)
         self.failures: list[Exception] = []
         self.buffers: list[weakref.ref[Any]] = []
 
@@ -61,10 +63,11 @@ class Recorder:
         status, answer = 200, b""
         try:
             connection = connection_of(scope)
-            body = await read_body(receive, length, self.limits, lease, None, connection)
+            buffer = self.memory.borrow(length)
+            body = await read_body(receive, buffer, self.limits, lease, None, connection)
             answer = b"%d %d" % (len(body), zlib.crc32(body))
             self.buffers.append(weakref.ref(body.obj))
-            del body
+            del body, buffer
         except (ServiceError, ClientGone) as failure:
             self.failures.append(failure)
             status = 408

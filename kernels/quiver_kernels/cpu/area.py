@@ -151,7 +151,8 @@ def build_cell_curve(
     Parameters
     ----------
     minimum, maximum
-        Least and greatest value of each of m cells, ascending and not overlapping.
+        Least and greatest value of each of m cells, or bounds of these, ascending; cells may
+        share an end, and do not overlap else.
     weight
         Weight of its values.
     lower, upper
@@ -161,7 +162,7 @@ def build_cell_curve(
     unit
         Power of two that brings the values within [-1, 1].
     points
-        Out: the minimum of every cell and its maximum where that is another value.
+        Out: the distinct minima and maxima.
     x, slope, area, first, last, inside
         Out: the curve at these points.
 
@@ -174,22 +175,23 @@ def build_cell_curve(
     n = points.size
     at, below, above = np.zeros(n), np.zeros(n), np.zeros(n)
     total = 0.0
-    i = 0
+    i = -1
     for c in range(minimum.size):
         total += weight[c]
-        points[i] = minimum[c]
-        width = maximum[c] - minimum[c]
-        if width == 0.0:
-            at[i] = weight[c]
-        else:
-            if known[c]:
-                share = lower[c] / (upper[c] + lower[c])
-                at[i], at[i + 1] = weight[c] * (1.0 - share), weight[c] * share
-            else:
-                inside[i], below[i], above[i] = weight[c], lower[c], upper[c]
+        if c == 0 or minimum[c] > maximum[c - 1]:
             i += 1
-            points[i] = maximum[c]
+            points[i] = minimum[c]
+        if maximum[c] <= minimum[c]:
+            at[i] += weight[c]
+            continue
+        if known[c]:
+            share = lower[c] / (upper[c] + lower[c])
+            at[i] += weight[c] * (1.0 - share)
+            at[i + 1] = weight[c] * share
+        else:
+            inside[i], below[i], above[i] = weight[c], lower[c], upper[c]
         i += 1
+        points[i] = maximum[c]
     # The ends are levels and cost nothing: their weight would only shift the anchor.
     total -= at[0] + at[n - 1]
     at[0] = at[n - 1] = 0.0

@@ -254,6 +254,7 @@ class CpuBackend:
                 stream = solving.stream_of(x, bounds, given)
                 cells = stream.count(64)
                 every = np.ones(cells.index.size, np.bool_)
+                stream.outline(64)
                 counting.collect(stream.chunks, cells, every)
                 counting.refine(stream.chunks, cells, every, 2)
 

@@ -28,6 +28,7 @@ from quiver_kernels.cells import (
     replaced,
 )
 from quiver_kernels.cpu.compile import Floats, Ints, frozen, kernel
+from quiver_kernels.cpu.windows import Windows, can_pick
 from quiver_kernels.partition import Partition
 from quiver_kernels.sharing import Scratch, run_parts
 from quiver_kernels.stopping import checkpoint
@@ -400,8 +401,8 @@ def tally_pieces(
         table[piece, 3] = max(table[piece, 3], place)
 
 
-class _Locator:
-    """A partition over the range of a vector as the kernels take it."""
+class Rows:
+    """A partition over the range of a vector as the kernels take it: cell `base` is row 0."""
 
     def __init__(self, partition: Partition, low: float, high: float) -> None:
         layout = partition.layout
@@ -433,7 +434,7 @@ class _Locator:
 class _Table:
     """Rows of a partition's cells that are made ready as values come near them."""
 
-    def __init__(self, at: _Locator, blank: NDArray[Any]) -> None:
+    def __init__(self, at: Rows, blank: NDArray[Any]) -> None:
         self.at = at
         self.blank = frozen(blank)
         self.rows = np.empty((at.size, blank.size), blank.dtype)
@@ -450,7 +451,7 @@ class _Table:
 class _Counter:
     """Counts chunks of a vector into a table of its own; one thread at a time."""
 
-    def __init__(self, at: _Locator, totals: _Totals) -> None:
+    def __init__(self, at: Rows, totals: _Totals) -> None:
         self._at = at
         self._totals = totals
         # The outermost offsets of no value: each gives way to any other.
@@ -516,7 +517,7 @@ class _Totals:
 class _Weigher:
     """Adds up weights by cell, and the products of weight and offset; in the order of values."""
 
-    def __init__(self, at: _Locator) -> None:
+    def __init__(self, at: Rows) -> None:
         self._at = at
         self._table = _Table(at, np.zeros(2))
         self._tile = at.tile()
@@ -584,11 +585,11 @@ def count(
     array, idle threads help, and the result is exact. With weights, values that weigh nothing
     are left out, but for the vector's ends.
     """
-    at = _Locator(partition, low, high)
+    at = Rows(partition, low, high)
     totals = _Totals(partition.layout.offset_bits)
     if weighted:
         sums = _weigh(chunks, at, totals, np.array([low, high]))
-        return _counted(partition, totals.rows, sums.take(totals.rows))
+        return cells_of_rows(partition, totals.rows, sums.take(totals.rows))
     tables = TABLES[partition.layout.integer.itemsize]
     counters = Scratch(tables, lambda: _Counter(at, totals))
 
@@ -601,10 +602,10 @@ def count(
     for counter in counters.made:
         checkpoint()
         counter.finish()
-    return _counted(partition, totals.rows)
+    return cells_of_rows(partition, totals.rows)
 
 
-def _weigh(chunks: Chunks, at: _Locator, totals: _Totals, ends: Floats) -> _Weigher:
+def _weigh(chunks: Chunks, at: Rows, totals: _Totals, ends: Floats) -> _Weigher:
     """`count` with weights: numbers and outermost offsets to `totals`, the sums returned."""
     counter, weigher = _Counter(at, totals), _Weigher(at)
     counter.add(ends)
@@ -623,7 +624,9 @@ def _weigh(chunks: Chunks, at: _Locator, totals: _Totals, ends: Floats) -> _Weig
     return weigher
 
 
-def _counted(partition: Partition, rows: Ints, sums: Floats | None = None) -> Cells:
+def cells_of_rows(
+    partition: Partition, rows: Ints, sums: Floats | None = None, *, loose: bool = False
+) -> Cells:
     """Cells from rows of `take_rows` and sums of their weights and moments."""
     index, number, least, largest, part, whole = rows.T.copy()
     return Cells(
@@ -636,11 +639,17 @@ def _counted(partition: Partition, rows: Ints, sums: Floats | None = None) -> Ce
         farthest=largest,
         weight=None if sums is None else sums[:, 0].copy(),
         moment=None if sums is None else sums[:, 1].copy(),
+        loose=loose,
     )
 
 
 def collect(chunks: Chunks, cells: Cells, chosen: NDArray[np.bool_]) -> tuple[NDArray[Any], Floats]:
     """The values in the `chosen` rows of `cells`, and their weights (none without); one pass."""
+    if cells.partition.layout.name == "float32" and cells.weight is None and can_pick():
+        windows = Windows.of(cells, chosen)
+        if windows is not None:
+            inside = run_parts(range(len(chunks)), lambda number: windows.pick(chunks[number][0]))
+            return np.concatenate(inside), np.empty(0)
     picker = _Picker(Cut.of(cells, chosen, 0))
 
     def pick(number: int) -> tuple[NDArray[Any], Floats]:
@@ -751,7 +760,7 @@ class _Picker:
 
     def __init__(self, cut: Cut) -> None:
         self.cut = cut
-        self._at = at = _Locator(cut.partition, cut.low, cut.high)
+        self._at = at = Rows(cut.partition, cut.low, cut.high)
         self._order = np.lexsort((cut.nearest, cut.index))
         cell = cut.index[self._order] - at.base
         self._begin = np.concatenate([[0], np.cumsum(np.bincount(cell, minlength=at.size))])

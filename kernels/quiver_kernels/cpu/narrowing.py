@@ -13,7 +13,7 @@ from quiver_kernels.cpu.compile import Floats, Ints
 from quiver_kernels.cpu.summary import Flags, Summary
 from quiver_kernels.stopping import checkpoint
 
-Look = Callable[[Summary, Ints], Summary]
+Look = Callable[[Summary, Ints], Summary | None]
 
 _MAX_LOOKS = 64
 # Cells by levels that a search hardly exceeds, and what one takes: beyond them memory is asked for.
@@ -50,14 +50,14 @@ class Progress:
 
 
 def narrowed_levels(summary: Summary, num_levels: int, look: Look) -> Progress | None:
-    """Optimal `num_levels` >= 3 levels; None where ties defeat the search.
+    """Optimal `num_levels` >= 3 levels; None where ties defeat the search, or `look` gives up.
 
     Parameters
     ----------
     summary
         The vector's cells.
     look
-        Gives a summary of the values in some cells of a summary, cut up finer.
+        Gives a summary of the values in some cells of a summary, cut up finer; or None.
     """
     progress: Progress | None = None
     usual = next(cells for levels, cells in _USUAL_CELLS if num_levels <= levels)
@@ -69,6 +69,8 @@ def narrowed_levels(summary: Summary, num_levels: int, look: Look) -> Progress |
             return progress
         checkpoint()
         finer = look(summary, progress.undecided)
+        if finer is None:
+            return None
         if finer.minimum.size <= progress.undecided.size and not finer.known.any():
             return None  # nothing was cut: another look would find the same
         checkpoint()
@@ -113,7 +115,8 @@ def search(summary: Summary, num_levels: int, before: Progress | None = None) ->
     kept[1:] |= alive
     return Progress(
         levels=points[found.path],
-        undecided=np.searchsorted(summary.first_points(), unsure),
+        # Of cells that begin at one point, the last has the data beyond it.
+        undecided=np.searchsorted(summary.first_points(), unsure, side="right") - 1,
         certificate=found.certificate,
         kept=kept,
         points=points[nodes.index],

@@ -42,6 +42,8 @@ class Ordered:
         kind = self.values.dtype
         low = np.searchsorted(self.values, summary.minimum[cells].astype(kind))
         high = np.searchsorted(self.values, summary.maximum[cells].astype(kind), side="right")
+        # A value that ends one cell and begins the next is in one of them only.
+        np.minimum(high[:-1], low[1:], out=high[:-1])
         size = int(np.minimum(high - low, 4 * _PARTS + 2).sum())
         begin, end = np.empty(size, np.int64), np.empty(size, np.int64)
         count = cut_parts(frozen(self.values), low, high, _PARTS, begin, end)

@@ -14,23 +14,30 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from quiver_kernels.cells import Cells
+from quiver_kernels.cells import Cells, may_be_loose
 from quiver_kernels.checks import Range
 from quiver_kernels.cpu import cells as counting
-from quiver_kernels.cpu.compile import Floats, Ints
+from quiver_kernels.cpu.compile import Floats, Ints, frozen
 from quiver_kernels.cpu.exact import padded, programme
 from quiver_kernels.cpu.narrowing import Progress, narrowed_levels, search
-from quiver_kernels.cpu.summary import Flags, Summary
-from quiver_kernels.partition import Layout, Partition
+from quiver_kernels.cpu.ordered import Ordered
+from quiver_kernels.cpu.outline import outline
+from quiver_kernels.cpu.summary import Flags, Summary, summarize_rows
+from quiver_kernels.partition import KEY_BITS, Layout, Partition
 from quiver_kernels.stopping import checkpoint
 
 # Cells by levels: windows of levels span more of them where levels are many. More cells than the
 # processor's cache holds take longer to count into than another pass does.
 CELLS = ((8, 1 << 15), (32, 1 << 17), (256, 1 << 19))
 _VALUES_PER_CELL = 8
+# Loose cells by levels, and the values that each should have on average: what lies in the few
+# that are left is collected, and if that is much, as of values that are often the same, tight
+# cells say more.
+OUTLINES = ((16, 1 << 15),)
+OUTLINED = 64
 _LEAST_CELLS = 4096
 # Values that are collected at once, and pieces that cells are cut into.
-COLLECTED = 1 << 18
+COLLECTED = 1 << 19
 _MAX_PIECES = 1 << 18
 _MAX_BITS = 8
 
@@ -50,6 +57,10 @@ class Stream(Protocol):
 
     def count(self, cells: int) -> Cells:
         """The vector's cells; one pass."""
+        ...
+
+    def outline(self, cells: int) -> Cells:
+        """The vector's cells, loose where they may be; one pass."""
         ...
 
     def collect(self, cells: Cells, chosen: Flags) -> tuple[NDArray[Any], Floats]:
@@ -92,6 +103,13 @@ class ChunkStream:
         partition = Partition.of(low, high, cells, self.layout)
         return counting.count(self.chunks, partition, low, high, weighted=self.weighted)
 
+    def outline(self, cells: int) -> Cells:
+        """See `Stream`."""
+        if not may_be_loose(self.layout, weighted=self.weighted):
+            return self.count(cells)
+        low, high = self.bounds.low, self.bounds.high
+        return outline(self.chunks, Partition.of(low, high, cells, self.layout), low, high)
+
     def collect(self, cells: Cells, chosen: Flags) -> tuple[NDArray[Any], Floats]:
         """See `Stream`."""
         return counting.collect(self.chunks, cells, chosen)
@@ -103,22 +121,45 @@ class ChunkStream:
 
 def summary_of(cells: Cells, unit: float) -> Summary:
     """What is known of a vector, or a part of it, from its cells."""
+    exponent = int(np.frexp(unit)[1]) - 1
+    if may_be_loose(cells.partition.layout, weighted=cells.weight is not None):
+        return _short_summary(cells, unit, exponent)
     minimum, maximum = cells.minimum, cells.maximum
     checkpoint()
-    exponent = int(np.frexp(unit)[1]) - 1
-    pair = cells.count <= 2
-    if cells.weight is not None:
-        # An end of the vector may weigh nothing; it is not counted then.
-        pair[0] = pair[-1] = False
     return Summary(
         minimum,
         maximum,
         cells.mass,
         cells.above(exponent),
         cells.below(exponent),
-        pair | (minimum == maximum),
+        cells.known,
         unit,
     )
+
+
+def _short_summary(cells: Cells, unit: float, exponent: int) -> Summary:
+    """`summary_of` cells without weights whose products of numbers and offsets have 63 bits."""
+    partition, size = cells.partition, cells.index.size
+    minimum, maximum, weight, lower, upper = (np.empty(size) for _ in range(5))
+    summarize_rows(
+        frozen(cells.index),
+        frozen(cells.count),
+        frozen(cells.whole),
+        frozen(cells.part),
+        frozen(cells.nearest),
+        frozen(cells.farthest),
+        KEY_BITS,
+        partition.layout.offset_bits,
+        1 - partition.layout.bias,
+        partition.exponent,
+        exponent,
+        minimum,
+        maximum,
+        weight,
+        lower,
+        upper,
+    )
+    return Summary(minimum, maximum, weight, lower, upper, cells.known, unit)
 
 
 def best_of_cells(cells: Cells, num_levels: int) -> Floats:
@@ -152,18 +193,40 @@ def undecided_cells(cells: Cells, num_levels: int) -> Flags:
 
 def streamed_levels(stream: Stream, num_levels: int) -> Progress | None:
     """Optimal `num_levels` >= 3 levels; None where ties defeat the search."""
-    unit = stream.bounds.unit
+    for levels, count in OUTLINES:
+        if num_levels <= levels and stream.size >= OUTLINED * count:
+            found = _levels_from(stream, stream.outline(count), num_levels)
+            if found is not None:
+                return found
     most = next(cells for levels, cells in CELLS if num_levels <= levels)
     cells = stream.count(min(most, max(stream.size // _VALUES_PER_CELL, _LEAST_CELLS)))
+    return _levels_from(stream, cells, num_levels)
 
-    def look(summary: Summary, wanted: Ints) -> Summary:
-        nonlocal cells
+
+def _levels_from(stream: Stream, cells: Cells, num_levels: int) -> Progress | None:
+    """`streamed_levels` from some cells on.
+
+    None, too, where these are loose and leave many values to be looked at.
+    """
+    unit = stream.bounds.unit
+    collected: Ordered | None = None
+
+    def look(summary: Summary, wanted: Ints) -> Summary | None:
+        nonlocal cells, collected
+        if collected is not None:
+            return collected.look(summary, wanted)
         minimum = cells.minimum
         chosen = np.zeros(minimum.size, np.bool_)
         chosen[np.searchsorted(minimum, summary.minimum[wanted])] = True
         if int(cells.count[chosen].sum()) <= COLLECTED:
-            found = _distinct(*stream.collect(cells, chosen), unit)
-            return _with_ends(found, summary, wanted)
+            values, weights = stream.collect(cells, chosen)
+            if weights.size:
+                return _with_ends(_distinct(values, weights, unit), summary, wanted)
+            # No cell is undecided later that is not now.
+            collected = Ordered(np.sort(values), weights, unit)
+            return collected.look(summary, wanted)
+        if cells.loose:
+            return None
         bits = int(np.log2(_MAX_PIECES / wanted.size))
         cells = stream.refine(cells, chosen, min(max(bits, 1), _MAX_BITS))
         checkpoint()
@@ -188,9 +251,8 @@ def _with_ends(finer: Summary, summary: Summary, wanted: Ints) -> Summary:
 
 def _within(cells: Cells, summary: Summary, wanted: Ints) -> Flags:
     """Rows of `cells` that lie in the wanted cells of a summary."""
-    minimum = cells.minimum
-    place = np.searchsorted(summary.minimum[wanted], minimum, side="right") - 1
-    within: Flags = (place >= 0) & (minimum <= summary.maximum[wanted][place])
+    place = np.searchsorted(summary.minimum[wanted], cells.minimum, side="right") - 1
+    within: Flags = (place >= 0) & (cells.maximum <= summary.maximum[wanted][place])
     return within
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,19 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quiver_kernels.cpu.area import Curve, build_cell_curve
-from quiver_kernels.cpu.compile import Floats, Ints, frozen, kernel
+from quiver_kernels.cpu.compile import Floats, Ints, frozen, inlined, kernel
 
 Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A vector as m >= 1 cells that do not overlap, ascending.
+    """A vector as m >= 1 cells, ascending; they may share an end, and do not overlap else.
 
     Attributes
     ----------
     minimum, maximum
-        Least and greatest value of each cell.
+        Least and greatest value of each cell, or bounds of these.
     weight
         Weight of its values.
     lower, upper
@@ -65,8 +66,8 @@ class Summary:
         )
 
     def curve(self) -> tuple[Floats, Curve]:
-        """The cells' minima and maxima, and the curve S over these points; O(m)."""
-        size = self.minimum.size + int(np.count_nonzero(self.maximum > self.minimum))
+        """The cells' distinct minima and maxima, and the curve S over these points; O(m)."""
+        size = 1 + int(self.last_points()[-1])
         points, curve = np.empty(size), Curve.empty(size)
         build_cell_curve(
             frozen(self.minimum),
@@ -86,11 +87,16 @@ class Summary:
         )
         return points, curve
 
+    def last_points(self) -> Ints:
+        """Number of each cell's maximum among the points of `curve`."""
+        new = (self.maximum > self.minimum).astype(np.int64)
+        new[1:] += self.minimum[1:] > self.maximum[:-1]
+        last: Ints = np.cumsum(new)
+        return last
+
     def first_points(self) -> Ints:
         """Number of each cell's minimum among the points of `curve`."""
-        first = np.arange(self.minimum.size)
-        first[1:] += np.cumsum(self.maximum[:-1] > self.minimum[:-1])
-        return first
+        return self.last_points() - (self.maximum > self.minimum)
 
     def replaced(self, chosen: Ints, finer: Summary, kept: Flags) -> Summary:
         """The same vector with the ascending `chosen` cells cut up into those of `finer`.
@@ -100,7 +106,7 @@ class Summary:
         """
         low = self.first_points()
         begins = kept[low]
-        begins[1:] |= kept[low[1:] - 1]
+        begins[1:] |= kept[self.last_points()[:-1]]
         cut = np.zeros(low.size, np.bool_)
         cut[chosen] = True
         size = low.size + finer.minimum.size
@@ -138,6 +144,77 @@ class Summary:
             known[:count],
             self.unit,
         )
+
+
+@inlined
+def _row_value(
+    cell: int, offset: int, key_bits: int, offset_bits: int, first: int, widest: int
+) -> float:
+    """The magnitude at an offset of a magnitude's cell; see `partition.Partition`.
+
+    In the binade of the narrowest cells, and above it, a cell's number has a leading one.
+    """
+    binade = cell >> key_bits
+    octave = max(binade, 1) + first - 1 - key_bits
+    number = cell & ((1 << key_bits) - 1)
+    if binade > 0:
+        number |= 1 << key_bits
+    if octave >= widest:
+        octave = widest
+        number = cell - ((widest + key_bits + 1 - first) << key_bits) + (1 << key_bits)
+    return math.ldexp(float((number << offset_bits) + offset), octave - offset_bits)
+
+
+@kernel
+def summarize_rows(
+    index: Ints,
+    count: Ints,
+    whole: Ints,
+    part: Ints,
+    nearest: Ints,
+    farthest: Ints,
+    key_bits: int,
+    offset_bits: int,
+    first: int,
+    widest: int,
+    exponent: int,
+    minimum: Floats,
+    maximum: Floats,
+    weight: Floats,
+    lower: Floats,
+    upper: Floats,
+) -> None:
+    """Fill a `Summary` from the columns of `cells.Cells` without weights; O(m).
+
+    The same numbers as `Cells.minimum`, `maximum`, `mass`, `above` and `below`.
+
+    Parameters
+    ----------
+    key_bits, offset_bits
+        Of the type's layout; offsets have at most `cells.SHORT_OFFSET`.
+    first, widest
+        Exponents of the binade of the type's least normal number, and of the outer cells' width.
+    exponent
+        Of the unit.
+    """
+    rest = (1 << offset_bits) - 1
+    for r in range(index.size):
+        negative = index[r] < 0
+        cell = ~index[r] if negative else index[r]
+        near = _row_value(cell, nearest[r], key_bits, offset_bits, first, widest)
+        far = _row_value(cell, farthest[r], key_bits, offset_bits, first, widest)
+        # Sums of the distances from the near end, and to the far one.
+        near_sum = whole[r] * (1 << offset_bits) + part[r] - count[r] * nearest[r]
+        far_sum = count[r] * farthest[r] - whole[r] * (1 << offset_bits) - part[r]
+        shift = min(max(cell >> key_bits, 1) + first - 1 - key_bits, widest) + exponent
+        scale = math.ldexp(1.0, -offset_bits)
+        outward = math.ldexp((near_sum >> offset_bits) + (near_sum & rest) * scale, shift)
+        inward = math.ldexp((far_sum >> offset_bits) + (far_sum & rest) * scale, shift)
+        weight[r] = count[r]
+        if negative:
+            minimum[r], maximum[r], lower[r], upper[r] = -far, -near, inward, outward
+        else:
+            minimum[r], maximum[r], lower[r], upper[r] = near, far, outward, inward
 
 
 @kernel

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quiver_kernels.cells import Cells, Cut, ascending, replaced
+from quiver_kernels.cells import Cells, Cut, ascending, loosened, replaced
 from quiver_kernels.checks import Range
 from quiver_kernels.dtypes import WIRE_DTYPES, widen
 from quiver_kernels.errors import DeviceFailed
@@ -88,6 +88,10 @@ class DeviceStream:
         found = self._rows(table, rows)
         index = np.flatnonzero(found[:, 0])
         return cells_of(partition, index + base, found[index])
+
+    def outline(self, cells: int) -> Cells:
+        """See `Stream`."""
+        return loosened(self.count(cells))
 
     def collect(self, cells: Cells, chosen: Flags) -> tuple[NDArray[Any], Floats]:
         """See `Stream`; the values in any order."""

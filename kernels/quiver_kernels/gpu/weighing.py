@@ -74,6 +74,10 @@ class WeighedStream:
         kept = np.flatnonzero(found["cell"][:, 3] != _NOTHING)
         return _weighed_cells(partition, kept + base, found[kept])
 
+    def outline(self, cells: int) -> Cells:
+        """See `Stream`; cells with weights are not loose."""
+        return self.count(cells)
+
     def collect(self, cells: Cells, chosen: Flags) -> tuple[NDArray[Any], Floats]:
         """See `Stream`; in the order of the vector, without those that weigh nothing."""
         room = int(cells.count[chosen].sum())

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quiver_kernels.cells import Cells, Cut, replaced
+from quiver_kernels.cells import Cells, Cut, loosened, replaced
 from quiver_kernels.checks import Range, given_table
 from quiver_kernels.cpu import approx, chunking, coding, exact, solving
 from quiver_kernels.cpu.compile import Floats
@@ -98,6 +98,10 @@ class ShardStream:
         )
         _require_same(found.size, self.whole.size)
         return found
+
+    def outline(self, cells: int) -> Cells:
+        """See `Stream`."""
+        return loosened(self.count(cells))
 
     def collect(self, cells: Cells, chosen: Flags) -> tuple[NDArray[Any], Floats]:
         """See `Stream`."""
