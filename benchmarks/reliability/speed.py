@@ -9,10 +9,10 @@ back to back. The controls put the naive handler in the service's place.
 
 What is missed, and why: with two processors, most of the time of 64 MiB is the kernel's, which both
 handlers run. A body costs client and server some 55 ms of a processor to send and receive, and the
-passes of ``exact`` and ``approx`` over 2^24 values, some 130: shared by two processors without
-a loss, that is more than 1.6 times the sink. More processors would share the passes; what they leave to one
-thread, the search for the levels, takes 12 ms of ``exact``. Statistics while chunks arrive were left
-out: client and server keep both processors busy meanwhile.
+passes of ``exact`` and ``approx`` over 2^24 values cost some 130: shared by two processors without
+a loss, that is more than 1.6 times the sink. More processors would share the passes; what they
+leave to one thread, the search for the levels, takes 12 ms of ``exact``. Statistics while chunks
+arrive were left out: client and server keep both processors busy meanwhile.
 """
 
 from __future__ import annotations
