@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import mmap
+import sys
 import threading
 import time
 import weakref
@@ -45,7 +46,7 @@ class Buffer:
     def cool(self, start: int) -> None:
         """Hold no memory from `start` on until something is written there again."""
         start = (start + _PAGE_MASK) & ~_PAGE_MASK
-        if self.mapping is not None and start < len(self.mapping):
+        if sys.platform != "win32" and self.mapping is not None and start < len(self.mapping):
             self.mapping.madvise(mmap.MADV_DONTNEED, start, len(self.mapping) - start)
 
 
@@ -166,6 +167,8 @@ def _rounded(length: int) -> int:
 
 
 def _mapped(length: int) -> mmap.mmap:
+    if sys.platform == "win32":
+        return mmap.mmap(-1, _rounded(length))
     mapping = mmap.mmap(-1, _rounded(length), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     # Of the last page, only what is used shall be taken.
     whole = length // _HUGE_PAGE_BYTES * _HUGE_PAGE_BYTES
