@@ -10,9 +10,9 @@ back to back. The controls put the naive handler in the service's place.
 What is missed, and why: with two processors, most of the time of 64 MiB is the kernel's, which both
 handlers run. The last columns are what a request takes of all processors, client and server
 together; divided by their number it is the least time that any way of sharing the work could take.
-The passes over the values are shared by idle threads, here two; what they leave to one thread, the
-search for the levels, takes 12 ms of ``exact``. Statistics while chunks arrive were left out:
-client and server keep both processors busy meanwhile.
+The passes over the values are shared by idle threads, here two; the search for the levels is left
+to one. Statistics while chunks arrive were left out: client and server keep both processors busy
+meanwhile.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 MAX_DEPTH = 6
 MAX_ITEMS = 65_536
-INLINE_BYTES = 4096
+_INLINE_BYTES = 4096
 
 # Types of values that hold no view.
 _PLAIN = frozenset({int, float, str, bool, bytes, type(None)})
@@ -239,11 +239,6 @@ def pack(fields: dict[str, Any]) -> list[Segment]:
     return segments
 
 
-def pack_small(fields: dict[str, Any]) -> list[Segment]:
-    """The same message in one piece; sooner where no view is large."""
-    return [msgspec.msgpack.encode(fields)]
-
-
 def _pack_value(value: Any, head: bytearray, segments: list[Segment]) -> None:
     if not _has_large(value):
         # The same bytes, an order of magnitude sooner.
@@ -270,7 +265,7 @@ def _has_large(value: Any) -> bool:
     if kind in _PLAIN:
         return False
     if kind is memoryview:
-        return bool(value.nbytes >= INLINE_BYTES)
+        return bool(value.nbytes >= _INLINE_BYTES)
     if kind is dict:
         return any(map(_has_large, value.values()))
     return kind in _SEQUENCES and any(map(_has_large, value))

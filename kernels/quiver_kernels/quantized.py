@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from quiver_kernels.dtypes import WIRE_DTYPES, from_wire, levels_dtype
 from quiver_kernels.errors import InvalidInput
 from quiver_kernels.framing import (
-    INLINE_BYTES,
     MAX_DEPTH,
     MAX_ITEMS,
     Buffer,
@@ -28,7 +27,6 @@ from quiver_kernels.framing import (
     decode_checked,
     decode_typed,
     pack,
-    pack_small,
 )
 from quiver_kernels.options import (
     MAX_BITS,
@@ -159,9 +157,6 @@ class QuantizedVector:
 
     def to_segments(self) -> list[Segment]:
         """The message in pieces, without copying levels or codes (large ones)."""
-        plain = self.parameters is None and self.wrap is None
-        if plain and self.codes.nbytes < INLINE_BYTES and self.levels.nbytes < INLINE_BYTES:
-            return pack_small(quantized_fields(self))
         return pack(quantized_fields(self))
 
     def to_bytes(self) -> bytes:

@@ -1,8 +1,8 @@
 """Memory for request bodies: a large buffer is lent again while its pages are still there.
 
-Fresh memory costs a large body a third of the time in which it is received: the kernel clears every
-page. So the buffer of a large body is kept for a moment after its last use, for the next body of
-the same size. What is kept so is never memory that anybody else asks for.
+Fresh memory has its price for a large body: the system clears every page while it is received. So
+the buffer of a large body is kept for a moment after its last use, for the next body of the same
+size. What is kept so is never memory that anybody else asks for.
 """
 
 from __future__ import annotations

@@ -354,7 +354,10 @@ async def test_an_idle_buffer_is_freed_soon(memory: Buffers, monkeypatch: pytest
     await until(lambda: memory.idle_bytes == 0)
 
     # One that comes back later is not forgotten, nor one in another thread.
-    await asyncio.sleep(0.25)
+    looks: list[int] = []
+    look_later = memory._look_later
+    monkeypatch.setattr(memory, "_look_later", lambda: (looks.append(1), look_later()))
+    await until(lambda: len(looks) >= 2)
     await asyncio.to_thread(lambda views: views.clear(), [held.view])
     del held
     assert memory.idle_bytes > 0

@@ -434,7 +434,7 @@ def test_packing_at_once_and_value_by_value_gives_the_same_bytes(monkeypatch: py
     }  # fmt: skip
     at_once = b"".join(framing.pack(fields))
     # As if every view were too large to copy.
-    monkeypatch.setattr(framing, "INLINE_BYTES", 0)
+    monkeypatch.setattr(framing, "_INLINE_BYTES", 0)
     segments = framing.pack(fields)
 
     assert b"".join(segments) == at_once == msgpack.packb(fields)

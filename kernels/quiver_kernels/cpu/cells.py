@@ -8,6 +8,7 @@ count chunks into tables of their own, and the sums of these do not depend on wh
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -55,6 +56,18 @@ class Chunks(Protocol):
 
     def __getitem__(self, number: int, /) -> tuple[NDArray[Any], Floats]:
         """One of them."""
+        ...
+
+
+class Adder(Protocol):
+    """A table that values are added to, by one thread at a time."""
+
+    def add(self, values: NDArray[Any], /) -> None:
+        """Add a chunk's values."""
+        ...
+
+    def finish(self) -> None:
+        """Hand over all that was added."""
         ...
 
 
@@ -590,19 +603,23 @@ def count(
     if weighted:
         sums = _weigh(chunks, at, totals, np.array([low, high]))
         return cells_of_rows(partition, totals.rows, sums.take(totals.rows))
-    tables = TABLES[partition.layout.integer.itemsize]
-    counters = Scratch(tables, lambda: _Counter(at, totals))
+    add_all(chunks, partition, lambda: _Counter(at, totals))
+    return cells_of_rows(partition, totals.rows)
+
+
+def add_all(chunks: Chunks, partition: Partition, make: Callable[[], Adder]) -> None:
+    """Have every chunk added to one of a few tables, with the help of idle threads; one pass."""
+    adders = Scratch(TABLES[partition.layout.integer.itemsize], make)
 
     def add(number: int) -> None:
         values, _ = chunks[number]
-        with counters.one() as counter:
-            counter.add(values)
+        with adders.one() as adder:
+            adder.add(values)
 
     run_parts(range(len(chunks)), add)
-    for counter in counters.made:
+    for adder in adders.made:
         checkpoint()
-        counter.finish()
-    return cells_of_rows(partition, totals.rows)
+        adder.finish()
 
 
 def _weigh(chunks: Chunks, at: Rows, totals: _Totals, ends: Floats) -> _Weigher:

@@ -1,9 +1,9 @@
 """Loose cells of a vector: how many values lie in each, and their sum, but not the outermost.
 
 Where levels may lie is seen as well from the edges of cells as from values at them. A cell that
-keeps no outermost values takes one number and one addition a value, half the memory and less
-than half the instructions of `cells.count`. That is for values of 32 bits: a sum of offsets of
-45 bits leaves no room beside it.
+keeps no outermost values takes one number, half the memory of a row of `cells.count`, and one
+addition a value. That is for values of 32 bits: a sum of offsets of 45 bits leaves no room beside
+it.
 """
 
 from __future__ import annotations
@@ -13,12 +13,10 @@ import threading
 import numpy as np
 from numpy.typing import NDArray
 
-from quiver_kernels.cells import TABLES, Cells
-from quiver_kernels.cpu.cells import Chunks, Rows, cells_of_rows
+from quiver_kernels.cells import Cells
+from quiver_kernels.cpu.cells import Chunks, Rows, add_all, cells_of_rows
 from quiver_kernels.cpu.compile import Ints, frozen, kernel
 from quiver_kernels.partition import Partition
-from quiver_kernels.sharing import Scratch, run_parts
-from quiver_kernels.stopping import checkpoint
 
 _TILE = 512
 # A row: the number of values above so many bits, the sum of their offsets below. Both have room
@@ -148,17 +146,7 @@ def outline(chunks: Chunks, partition: Partition, low: float, high: float) -> Ce
     """
     at = Rows(partition, low, high)
     totals = _Totals(at.size)
-    outliners = Scratch(TABLES[partition.layout.integer.itemsize], lambda: _Outliner(at, totals))
-
-    def add(number: int) -> None:
-        values, _ = chunks[number]
-        with outliners.one() as outliner:
-            outliner.add(values)
-
-    run_parts(range(len(chunks)), add)
-    for outliner in outliners.made:
-        checkpoint()
-        outliner.finish()
+    add_all(chunks, partition, lambda: _Outliner(at, totals))
     found = np.empty((int(np.count_nonzero(totals.numbers)), 6), np.int64)
     list_rows(frozen(totals.numbers), frozen(totals.sums), at.base, found)
     index, offset = partition.locate(np.array([low, high]))

@@ -102,7 +102,29 @@ def _has(feature: str) -> Any:
     return intrinsic(has)
 
 
-def _move_inside(
+def _compared(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    """`_LANES` values from a place on, and which of them lie in a window; see `_mask`."""
+    proxy: Any = cgutils.create_struct_proxy
+    values, low, high = (
+        proxy(signature.args[i])(context, builder, arguments[i]).data for i in range(3)
+    )
+    x = _load(builder, builder.gep(values, [arguments[3]]), 0, _LANES)
+    return x, _inside(_features(context), builder, x, low, high)
+
+
+def _mask(context: Any, values: Any, low: Any, high: Any, start: Any) -> Any:  # noqa: ARG001
+    """Which of `_LANES` values from `start` on lie in a window, as bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if "+avx2" not in _features(context):
+            return ir.Constant(_I32, 0)
+        _, within = _compared(context, builder, signature, arguments)
+        return builder.zext(builder.bitcast(within, _I16), _I32)
+
+    return types.int32(values, low, high, start), generate
+
+
+def _close_up(
     context: Any,  # noqa: ARG001 - Numba's signature
     values: Any,
     low: Any,
@@ -113,29 +135,21 @@ def _move_inside(
 ) -> Any:
     """Of `_LANES` values from `start` on, put those in a window to found[size:]; returns how many.
 
-    What is behind them there is spoiled. Where the processor cannot close up lanes, they are
-    left open: the window's values are where they were, and the mask of these is returned.
+    What is behind them there is spoiled.
     """
     signature = types.int32(values, low, high, start, found, size)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        features = _features(context)
-        if "+avx2" not in features:
+        if "+avx512f" not in _features(context):
             return ir.Constant(_I32, 0)
+        x, within = _compared(context, builder, signature, arguments)
         proxy: Any = cgutils.create_struct_proxy
-        data, low, high, out = (
-            proxy(signature.args[i])(context, builder, arguments[i]).data for i in (0, 1, 2, 4)
-        )
-        x = _load(builder, builder.gep(data, [arguments[3]]), 0, _LANES)
-        within = _inside(features, builder, x, low, high)
-        mask = builder.bitcast(within, _I16)
-        if "+avx512f" not in features:
-            return builder.zext(mask, _I32)
+        out = proxy(signature.args[4])(context, builder, arguments[4]).data
         name = "llvm.x86.avx512.mask.compress.v16f32"
         closed = _insert(builder, name, x.type, x, x, within)
         pointer = builder.bitcast(builder.gep(out, [arguments[5]]), x.type.as_pointer())
         builder.store(closed, pointer, align=4)
-        return builder.zext(builder.ctpop(mask), _I32)
+        return builder.zext(builder.ctpop(builder.bitcast(within, _I16)), _I32)
 
     return signature, generate
 
@@ -150,7 +164,8 @@ def _lowest(context: Any, mask: Any) -> Any:  # noqa: ARG001 - Numba's signature
 
 
 _can_permute, _can_close_up = _has("+avx2"), _has("+avx512f")
-_move: Any = intrinsic(_move_inside)
+_mask_of: Any = intrinsic(_mask)
+_move: Any = intrinsic(_close_up)
 _first_place: Any = intrinsic(_lowest)
 
 
@@ -178,7 +193,7 @@ def pick(
             size += _move(x, low, high, start, found, size)
     else:
         for start in range(0, whole, _LANES):
-            mask: int = _move(x, low, high, start, found, size)
+            mask: int = _mask_of(x, low, high, start)
             while mask != 0:
                 found[size] = x[start + _first_place(mask)]
                 size += 1
