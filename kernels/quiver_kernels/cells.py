@@ -207,7 +207,10 @@ def normal(whole: Ints, part: Ints, bits: int) -> tuple[Ints, Ints]:
 def coarsen(cells: Cells, partition: Partition) -> Cells:
     """The rows summed up over the cells of `partition`, which must cover the present one; exact."""
     old, bits = cells.partition, partition.layout.offset_bits
-    index, nearest = partition.locate(old.value(cells.index, cells.nearest))
+    # By magnitude: the near edge of the first negative cell is 0, which is no value of it.
+    sign = cells.index >> 63
+    index, nearest = partition.locate(old.value(cells.index ^ sign, cells.nearest))
+    index ^= sign
     # A cell lies in one binade with the one it becomes part of: offsets change by a shift and
     # by the offset of the old cell's edge.
     finer = partition.width_exponent(index) - old.width_exponent(cells.index)

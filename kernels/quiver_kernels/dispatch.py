@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -333,6 +334,39 @@ def pick_decoder() -> Backend:
         return load("cpu")
     except BackendUnavailable:
         return load("reference")
+
+
+class Survey(Protocol):
+    """A first pass over a vector, of which more and more is there; see `cpu.survey`."""
+
+    def arrived(self, size: int) -> None:
+        """Note that the first `size` values are there."""
+        ...
+
+    def step(self) -> bool:
+        """Look at a chunk that is there, in any thread; False if there is none left now."""
+        ...
+
+    def offered(self) -> AbstractContextManager[None]:
+        """Let the CPU's `Backend.quantize` of this very vector begin with what was found."""
+        ...
+
+
+def begin_survey(flat: NDArray[Any], options: QuantizeOptions) -> Survey | None:
+    """A survey of a vector that is to be quantized on the CPU; None where that cannot be.
+
+    Parameters
+    ----------
+    flat
+        Room for its values, shape (n,), n > 0, of a type of the wire.
+    options
+        What it will be quantized with, as far as known.
+    """
+    if importlib.util.find_spec("numba") is None or options.is_scheme or options.is_wrapped:
+        return None
+    from quiver_kernels.cpu.solving import survey_for
+
+    return survey_for(flat, options)
 
 
 def available() -> dict[str, bool]:

@@ -10,6 +10,7 @@ its array to the socket without being copied into a message.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
@@ -24,6 +25,8 @@ T = TypeVar("T")
 MAX_DEPTH = 6
 MAX_ITEMS = 65_536
 _INLINE_BYTES = 4096
+# Values that a glance at the beginning of a message looks at, at most.
+_GLANCE_ITEMS = 1024
 
 # Types of values that hold no view.
 _PLAIN = frozenset({int, float, str, bool, bytes, type(None)})
@@ -111,6 +114,63 @@ def check_structure(buffer: Buffer, max_items: int = MAX_ITEMS, max_depth: int =
             code="trailing_bytes",
         )
     return items
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An entry of a map in a message of which only the beginning may be there.
+
+    Attributes
+    ----------
+    key
+        Its key.
+    start, payload
+        Where the value begins, and where its bytes or items do.
+    size
+        Payload bytes of the value, or items.
+    value
+        The whole value; empty if it was not to be read.
+    """
+
+    key: str
+    start: int
+    payload: int
+    size: int
+    kind: int
+    value: bytes = b""
+
+    @property
+    def is_map(self) -> bool:
+        """Whether the value is a map."""
+        return self.kind == _MAP
+
+    @property
+    def is_bin(self) -> bool:
+        """Whether the value is a bin."""
+        return self.kind == _BIN
+
+
+def first_entries(view: memoryview, pos: int, last: str) -> list[Entry] | None:
+    """The entries of the map at `pos` up to the one called `last`, of whose value the head is read.
+
+    For a glance at what will be checked later: None if there is no such map or entry, or not all
+    of it is there, or something is wrong with it.
+    """
+    entries: list[Entry] = []
+    try:
+        kind, items, pos = _header(view, pos)
+        for _ in range(min(items, _GLANCE_ITEMS) if kind == _MAP else 0):
+            kind, size, start = _header(view, pos)
+            key = bytes(view[start : start + size]).decode()
+            start += size
+            kind, size, payload = _header(view, start)
+            if key == last:
+                return [*entries, Entry(key, start, payload, size, kind)]
+            pos = start + _walk(view[start:], _GLANCE_ITEMS, MAX_DEPTH)[0]
+            entries.append(Entry(key, start, payload, size, kind, bytes(view[start:pos])))
+    except (_Truncated, MalformedMessage, UnicodeDecodeError):
+        return None
+    return None
 
 
 def _walk(view: memoryview, max_items: int, max_depth: int) -> tuple[int, int]:

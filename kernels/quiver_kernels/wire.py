@@ -92,6 +92,7 @@ __all__ = [
     "encode_statistics_request",
     "encode_tensor",
     "naming_sketch",
+    "options_of_query",
     "quantize_request_from_raw",
     "sketch_levels_request",
 ]
@@ -270,6 +271,11 @@ def _requested(
 
 def quantize_request_from_raw(data: Buffer, query: Sequence[tuple[str, str]]) -> QuantizeRequest:
     """Read a raw little-endian float32 body with the options of a query string."""
+    return read_request(memoryview(data).cast("B"), None, options_of_query(query))
+
+
+def options_of_query(query: Sequence[tuple[str, str]]) -> QuantizeOptions:
+    """The options in the pairs of a query string."""
     given: dict[str, str] = {}
     for key, value in query:
         if key in given:
@@ -284,7 +290,7 @@ def quantize_request_from_raw(data: Buffer, query: Sequence[tuple[str, str]]) ->
         raise schema_error(error) from None
     if texts:
         options.parameters = querying.values(options.method, texts)
-    return read_request(memoryview(data).cast("B"), None, options.checked())
+    return options.checked()
 
 
 def decode_levels_request(

@@ -36,10 +36,9 @@ class UploadLimits:
 
 async def read_whole(receive: Receive, buffer: Buffer) -> memoryview:
     """Read a body that has come already; errors as for `read_body`."""
-    view = buffer.view
-    if await _read_messages(receive, view) != len(view):
+    if await _read_messages(receive, buffer) != buffer.length:
         raise ClientGone("client_disconnect")
-    return view
+    return buffer.view
 
 
 async def read_body(
@@ -50,6 +49,7 @@ async def read_body(
     deadline: Deadline | None = None,
     connection: ConnectionControl | None = None,
     poured: Callable[[int], None] | None = None,
+    came: Callable[[int], None] | None = None,
 ) -> memoryview:
     """Fill `buffer` with a body of exactly its length; one copy at most, no joining.
 
@@ -69,11 +69,13 @@ async def read_body(
         Reads a large body without a copy.
     poured
         Told how many bytes are there, whenever some came past `receive`.
+    came
+        Told the same, whichever way they came; may move what is there, see `Buffer.align`.
 
     Returns
     -------
     memoryview
-        That of `buffer`.
+        That of `buffer`, which has its last place now.
 
     Raises
     ------
@@ -84,7 +86,7 @@ async def read_body(
     ClientGone
         The client left before the body was complete.
     """
-    view, length = buffer.view, len(buffer.view)
+    length = buffer.length
     clock = asyncio.get_running_loop().time
     last_moment = clock() + limits.total_seconds(length)
     if deadline is not None:
@@ -98,6 +100,8 @@ async def read_body(
                 nonlocal filled
                 filled = now_filled
                 booking.fill(filled)
+                if came is not None:
+                    came(filled)
                 if not timer.expired():
                     timer.reschedule(min(clock() + limits.idle_seconds, last_moment))
 
@@ -108,12 +112,12 @@ async def read_body(
 
             pour = None
             if connection is not None and length >= POURED_BYTES:
-                pour = connection.pour(view, note_poured)
+                pour = connection.pour(buffer, note_poured)
             if pour is not None:
                 filled = pour.filled
                 await pour.wait()
             else:
-                await _read_messages(receive, view, note)
+                await _read_messages(receive, buffer, note)
     except TimeoutError:
         if deadline is not None and clock() >= deadline.at:
             raise deadline.passed() from None
@@ -129,11 +133,11 @@ async def read_body(
         booking.end()
     if filled != length:
         raise ClientGone("client_disconnect")
-    return view
+    return buffer.view
 
 
 async def _read_messages(
-    receive: Receive, view: memoryview, note: Callable[[int], None] | None = None
+    receive: Receive, buffer: Buffer, note: Callable[[int], None] | None = None
 ) -> int:
     """Bytes that came; `note` is told after every piece."""
     filled, more = 0, True
@@ -143,7 +147,7 @@ async def _read_messages(
             raise ClientGone("client_disconnect")
         more = message.get("more_body", False)
         if chunk := message.get("body", b""):
-            filled = _append(view, filled, chunk)
+            filled = _append(buffer.view, filled, chunk)
             if note is not None:
                 note(filled)
     return filled
@@ -158,7 +162,7 @@ class _Booking:
     """
 
     def __init__(self, lease: Lease, buffer: Buffer, bytes_per_second: float) -> None:
-        length = len(buffer.view)
+        length = buffer.length
         self._lease = lease
         self._buffer = buffer
         self._length = length

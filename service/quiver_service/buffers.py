@@ -23,29 +23,54 @@ from quiver_service.budget import ByteBudget
 # Shorter bodies come from the heap, or gain too little.
 MAPPED_BYTES = 16 << 20
 IDLE_SECONDS = 1.0
+# Of values of any type, and of the vectors that a processor works on.
+ALIGNMENT = 64
 _HUGE_PAGE_BYTES = 2 << 20
 _PAGE_MASK = mmap.PAGESIZE - 1
 
 
-@dataclass(frozen=True, slots=True)
 class Buffer:
     """Memory of one body.
 
-    Attributes
+    Parameters
     ----------
-    view
+    room
         Flat, writable bytes, of any content. The memory is lent until the last object that refers
         to it has gone.
+    length
+        Bytes of the body; None: as many as there is room for.
     mapping
-        Where they are; None: in the heap.
+        Where `room` begins; None: in the heap.
     """
 
-    view: memoryview
-    mapping: mmap.mmap | None = None
+    def __init__(
+        self, room: memoryview, length: int | None = None, mapping: mmap.mmap | None = None
+    ) -> None:
+        self.length = len(room) if length is None else length
+        self.mapping = mapping
+        self._room = room
+        self._start = 0
+
+    @property
+    def view(self) -> memoryview:
+        """The body's bytes."""
+        return self._room[self._start : self._start + self.length]
+
+    def align(self, place: int, filled: int) -> None:
+        """Move the body, of which `filled` bytes are there, so that `place` in it is aligned.
+
+        That is done by a few bytes, and left where there is no room for them. Views that were
+        taken before are of the old place.
+        """
+        address = np.frombuffer(self._room, np.uint8).__array_interface__["data"][0]
+        start = -(address + place) % ALIGNMENT
+        if start + self.length <= len(self._room):
+            self._room[start : start + filled] = self.view[:filled]
+            self._start = start
 
     def cool(self, start: int) -> None:
         """Hold no memory from `start` on until something is written there again."""
-        start = (start + _PAGE_MASK) & ~_PAGE_MASK
+        start = (start + self._start + _PAGE_MASK) & ~_PAGE_MASK
         if sys.platform != "win32" and self.mapping is not None and start < len(self.mapping):
             self.mapping.madvise(mmap.MADV_DONTNEED, start, len(self.mapping) - start)
 
@@ -95,20 +120,21 @@ class Buffers:
         if length < MAPPED_BYTES or self._capacity == 0:
             self._shrink()
             # np.empty does not clear the memory, and asks for huge pages for large blocks.
-            return Buffer(np.empty(length, dtype=np.uint8).data)
+            return Buffer(np.empty(length + ALIGNMENT, dtype=np.uint8).data, length)
         mapping = self._kept(_rounded(length))
         self._shrink()
         if mapping is None:
             mapping = _mapped(length)
         # Views of this array refer to it, not to what is behind it: NumPy follows bases only from
         # array to array. So it ends with the last of them.
-        lent = np.frombuffer(mapping, dtype=np.uint8, count=length)
+        room = min(length + ALIGNMENT, len(mapping))
+        lent = np.frombuffer(mapping, dtype=np.uint8, count=room)
         with self._lock:
             self._lent += 1
         weakref.finalize(lent, self._take_back, mapping).atexit = False
         if self._timer is None:
             self._look_later()
-        return Buffer(lent.data, mapping)
+        return Buffer(lent.data, length, mapping)
 
     def close(self) -> None:
         """Keep nothing any more."""

@@ -13,10 +13,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
+from numpy.typing import NDArray
+
 from quiver_kernels.costs import CPU, GPU, CostModel, Work
-from quiver_kernels.dispatch import Backend
+from quiver_kernels.dispatch import Backend, Survey
 from quiver_kernels.errors import BackendUnavailable, DeviceFailed, QuiverError
 from quiver_kernels.lanes import Lane, Lanes
+from quiver_kernels.options import QuantizeOptions
 from quiver_service.logs import Logger
 from quiver_service.rests import Rests
 
@@ -53,6 +56,10 @@ class Backends(Protocol):
 
     def warm_up_schemes(self) -> None:
         """Compile what methods beside the backends' own use."""
+        ...
+
+    def begin_survey(self, flat: NDArray[Any], options: QuantizeOptions) -> Survey | None:
+        """A first pass over a vector that the CPU's backend may go on from; None: it cannot."""
         ...
 
 
@@ -199,6 +206,20 @@ class Devices:
                 raise
             if self._logger is not None:
                 self._logger.warning("device not measured", error=type(error).__name__)
+
+    def begin_survey(self, flat: NDArray[Any], options: QuantizeOptions) -> Survey | None:
+        """A first pass over a vector that is not all here; None if a GPU may have it, or none can.
+
+        Parameters
+        ----------
+        flat
+            Room for its values.
+        options
+            As far as known.
+        """
+        if options.device not in (AUTO, CPU) or self._has_gpu():
+            return None
+        return self._backends.begin_survey(flat, options)
 
     def compute(self, device: str, call: Callable[[Backend], T], work: Work | None = None) -> T:
         """``call(backend)`` on the backend for `device`, or on the CPU if that one fails.

@@ -10,14 +10,17 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 
+import numpy as np
 from numpy.typing import NDArray
 
 from quiver_kernels import dispatch
 from quiver_kernels.batch import label_of, naming_errors
 from quiver_kernels.costs import CPU, GPU
+from quiver_kernels.dispatch import Survey
 from quiver_kernels.options import QuantizeOptions
 from quiver_kernels.planning import BitPlan, choose, measured
 from quiver_kernels.planwire import PlanRequest
+from quiver_kernels.prefix import Prefix
 from quiver_kernels.quantized import QuantizedVector
 from quiver_kernels.sketch_levels import levels_of_sketches
 from quiver_kernels.statistics_levels import levels_of_statistics
@@ -157,6 +160,11 @@ class Engine:
             job.abandon()
             # An error's traceback holds this frame, and the job holds the error.
             del job
+
+    def begin_survey(self, body: memoryview, prefix: Prefix) -> Survey | None:
+        """A first pass over the vector of a body that still arrives; None if that is of no use."""
+        values = np.frombuffer(body, np.uint8, prefix.size * prefix.dtype.itemsize, prefix.start)
+        return self.devices.begin_survey(values.view(prefix.dtype), prefix.options)
 
     def quantize(self, request: QuantizeRequest) -> QuantizedVector:
         """Quantize a vector; a seed is drawn when the request has none.

@@ -13,10 +13,12 @@ from typing import TypeVar
 from starlette.types import Scope
 
 from quiver_kernels.errors import QuiverError
+from quiver_kernels.prefix import Prefix
 from quiver_service.admission import SMALL_BYTES, admit
 from quiver_service.body import Receive, read_body, read_whole
 from quiver_service.context import RequestContext, context_of
 from quiver_service.deadline import Deadline, earlier
+from quiver_service.early import EarlyLook
 from quiver_service.errors import ServiceError
 from quiver_service.negotiation import OCTETS, wants_json
 from quiver_service.operations import Operation, Upload
@@ -58,7 +60,12 @@ async def exchange(
     query = _query(scope["query_string"], admission.media_type)
     connection = connection_of(scope)
     buffer = services.buffers.borrow(admission.length)
-    with context.phase("receive"):
+
+    def prefix(begun: memoryview) -> Prefix | None:
+        return operation.prefix(Upload(begun, admission.media_type, query), admission.length)
+
+    early = EarlyLook(services.engine, buffer, prefix)
+    with context.phase("receive"), early:
         if connection is not None and connection.uploaded:
             body = await read_whole(receive, buffer)
         else:
@@ -70,6 +77,7 @@ async def exchange(
                 wish,
                 connection,
                 context.poured,
+                early.note,
             )
     upload = Upload(body, admission.media_type, query)
     light = admission.length <= SMALL_BYTES and operation.light(upload)
@@ -81,8 +89,9 @@ async def exchange(
         services.engine,
         admission.lease,
         settings.max_json_bytes if wants_json(headers) else None,
+        early.take(),
     )
-    del buffer, body, upload
+    del buffer, body, upload, early
     answer = await _compute(task, light, services, wish, receive)
     _note(answer, context)
     admission.lease.resize(answer.length)

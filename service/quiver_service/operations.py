@@ -12,6 +12,7 @@ from quiver_kernels import treerequest, wire
 from quiver_kernels.framing import Segment, is_well_formed
 from quiver_kernels.planning import BitPlan
 from quiver_kernels.planwire import PlanRequest, decode_plan_request, encode_plan
+from quiver_kernels.prefix import Prefix, raw_prefix, read_prefix
 from quiver_kernels.quantized import QuantizedVector
 from quiver_kernels.tree import QuantizedTree
 from quiver_kernels.treerequest import TreesRequest
@@ -63,6 +64,11 @@ def is_light(upload: Upload) -> bool:
     return is_well_formed(upload.body, _LIGHT_VALUES)
 
 
+def says_nothing(begun: Upload, length: int) -> Prefix | None:  # noqa: ARG001 - as others
+    """The prefix of bodies whose work begins when they are complete."""
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Operation(Generic[A, B]):
     """One operation: how its request is read, computed and answered.
@@ -78,6 +84,9 @@ class Operation(Generic[A, B]):
         to segments.
     describe
         Request and result to what is counted.
+    prefix
+        What the first part of a body, and the length of the whole, say of its vector, so that work
+        may begin while the rest arrives.
     light
         Whether a body is read in a fraction of a millisecond, told without reading it: a
         few kilobytes can hold thousands of vectors.
@@ -92,6 +101,7 @@ class Operation(Generic[A, B]):
     encode: Callable[[B], list[Segment]]
     describe: Callable[[A, B], Work]
     light: Callable[[Upload], bool] = is_light
+    prefix: Callable[[Upload, int], Prefix | None] = says_nothing
 
 
 Asked = wire.QuantizeRequest | wire.BatchRequest
@@ -104,6 +114,12 @@ def _decode_quantize(upload: Upload) -> Asked:
     if upload.media_type == JSON:
         return wire.decode_quantize_json(upload.body)
     return wire.decode_quantize_request(upload.body, checked=upload.checked)
+
+
+def _prefix_quantize(begun: Upload, length: int) -> Prefix | None:
+    if begun.media_type == OCTETS:
+        return raw_prefix(length, begun.query)
+    return None if begun.media_type == JSON else read_prefix(begun.body, length)
 
 
 def _footprint_quantize(request: Asked) -> Footprint:
@@ -242,6 +258,7 @@ QUANTIZE = Operation(
     compute=_quantize,
     encode=_encode_quantized,
     describe=_describe_quantized,
+    prefix=_prefix_quantize,
 )
 DEQUANTIZE = Operation(
     media_types=MEDIA_TYPES,

@@ -49,7 +49,8 @@ class WorkerPool:
         self._numbers = itertools.count()
         self._large: deque[tuple[int, Job]] = deque()
         self._small: deque[tuple[int, Job]] = deque()
-        # What running jobs let idle threads do; in turn, one step at a time, after all jobs.
+        # What jobs, and requests that still arrive, let idle threads do; in turn, one step at a
+        # time, after all jobs.
         self._lent: deque[Callable[[], bool]] = deque()
         self._current: dict[threading.Thread, Job] = {}
         self._closing = False
@@ -137,6 +138,18 @@ class WorkerPool:
         finally:
             with self._lock, contextlib.suppress(ValueError):
                 self._lent.remove(step)
+
+    def offer(self, step: Callable[[], bool]) -> None:
+        """Let a thread without a job call `step` until it returns False; once at a time."""
+        with self._lock:
+            if step not in self._lent:
+                self._lent.append(step)
+                self._any_job.notify()
+
+    def withdraw(self, step: Callable[[], bool]) -> None:
+        """Have nobody begin with a step that was offered any more."""
+        with self._lock, contextlib.suppress(ValueError):
+            self._lent.remove(step)
 
     def close(self, timeout: float) -> bool:
         """Refuse new jobs, wait for those that are here, stop the threads.

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from quiver_service.buffers import Buffer
 from quiver_service.errors import ClientGone, ServiceError
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ class Pour(asyncio.BufferedProtocol):
     ----------
     protocol
         Of the connection; has its transport back at the end, however that comes.
-    view
-        The whole body's buffer, flat and writable.
+    buffer
+        The whole body's.
     filled
         Bytes of it that had come before.
     note
@@ -37,13 +38,13 @@ class Pour(asyncio.BufferedProtocol):
     def __init__(
         self,
         protocol: GuardedProtocol,
-        view: memoryview,
+        buffer: Buffer,
         filled: int,
         note: Callable[[int], None],
     ) -> None:
         self._protocol = protocol
-        self._view = view
-        self._length = len(view)
+        self._buffer = buffer
+        self._length = buffer.length
         self._note = note
         self.filled = filled
         self._ended: asyncio.Future[None] = protocol.loop.create_future()
@@ -63,11 +64,11 @@ class Pour(asyncio.BufferedProtocol):
         finally:
             self._protocol.stop_pouring(self, complete=self.filled == self._length)
             # uvloop's transport keeps the last protocol that it read into as long as it lives.
-            self._view = memoryview(b"")
+            self._buffer = Buffer(memoryview(b""))
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
         """Where the next bytes belong; never beyond the body, behind which is another request."""
-        return self._view[self.filled : self.filled + READ_BYTES]
+        return self._buffer.view[self.filled : self.filled + READ_BYTES]
 
     def buffer_updated(self, nbytes: int) -> None:
         """Count what has come."""

@@ -15,6 +15,7 @@ import httptools
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from quiver_service.buffers import Buffer
 from quiver_service.errors import ServiceError, problem_of
 from quiver_service.middleware import fresh_id
 from quiver_service.negotiation import PROBLEM_JSON
@@ -100,8 +101,8 @@ class GuardedProtocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             self._answer(ServiceError("head_too_large", detail))
 
-    def pour(self, view: memoryview, note: Callable[[int], None]) -> Pour | None:
-        """Let the rest of the body that is being received go straight into `view`.
+    def pour(self, buffer: Buffer, note: Callable[[int], None]) -> Pour | None:
+        """Let the rest of the body that is being received go straight into `buffer`.
 
         What has come of it is put there first. None if the body is not the one that the transport
         would read next: it is complete, or its connection is lost.
@@ -110,15 +111,15 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._raw is None or self.pipeline or not cycle.more_body or cycle.disconnected:
             return None
         came = cycle.body
-        if len(came) >= len(view) or self.transport.is_closing():
+        if len(came) >= buffer.length or self.transport.is_closing():
             return None
-        view[: len(came)] = came
+        buffer.view[: len(came)] = came
         cycle.body = bytearray()
         cycle.message_event.clear()
         if cycle.waiting_for_100_continue:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             cycle.waiting_for_100_continue = False
-        self._pour = Pour(self, view, len(came), note)
+        self._pour = Pour(self, buffer, len(came), note)
         self._deliver_to(self._pour)
         return self._pour
 
@@ -236,8 +237,8 @@ class _Control:
     def abort(self) -> None:
         self._protocol.transport.abort()
 
-    def pour(self, view: memoryview, note: Callable[[int], None]) -> Pour | None:
-        return self._protocol.pour(view, note)
+    def pour(self, buffer: Buffer, note: Callable[[int], None]) -> Pour | None:
+        return self._protocol.pour(buffer, note)
 
     def hold(self) -> None:
         cast("_ClosingTransport", self._protocol.transport).hold()

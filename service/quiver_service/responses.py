@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from quiver_kernels.framing import Segment
+from quiver_service.buffers import Buffer
 from quiver_service.context import context_of
 from quiver_service.errors import ClientGone
 from quiver_service.pour import Pour
@@ -41,8 +42,8 @@ class ConnectionControl(Protocol):
         """Cut it."""
         ...
 
-    def pour(self, view: memoryview, note: Callable[[int], None]) -> Pour | None:
-        """Read the rest of the body straight into `view`; None if that cannot be, see `pour`."""
+    def pour(self, buffer: Buffer, note: Callable[[int], None]) -> Pour | None:
+        """Read the rest of the body straight into `buffer`; None if that cannot be, see `pour`."""
         ...
 
     def buffer(self, wanted: bool) -> None:

@@ -7,12 +7,14 @@ may be run again if a thread is lost.
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import msgspec
 
 from quiver_kernels.claims import granted_by
+from quiver_kernels.dispatch import Survey
 from quiver_kernels.framing import Segment
 from quiver_kernels.quantized import QuantizedVector
 from quiver_kernels.wire import MEDIA_TYPE
@@ -56,6 +58,8 @@ class Task(Generic[A, B]):
         Memory of the request; resized when its need is known.
     max_json_bytes
         Largest answer as JSON; None: the answer is MessagePack.
+    survey
+        A first pass over the vector that began while the body arrived; None: none did.
     """
 
     def __init__(
@@ -65,12 +69,14 @@ class Task(Generic[A, B]):
         engine: Engine,
         lease: Lease,
         max_json_bytes: int | None,
+        survey: Survey | None = None,
     ) -> None:
         self._operation = operation
         self._upload = upload
         self._engine = engine
         self.lease = lease
         self._max_json_bytes = max_json_bytes
+        self._survey = survey
         self._request: A | None = None
         self._decoding = 0.0
         self._needed = 0
@@ -108,7 +114,7 @@ class Task(Generic[A, B]):
         operation = self._operation
         request = self._decode() if self._request is None else self._request
         decoded = time.perf_counter()
-        with granted_by(self._grow):
+        with granted_by(self._grow), self._begun():
             result = operation.compute(self._engine, request)
         computed = time.perf_counter()
         segments, media_type = self._encode(_with_queue_time(result, queued))
@@ -131,6 +137,9 @@ class Task(Generic[A, B]):
         self._request = request
         self._decoding = time.perf_counter() - begun
         return request
+
+    def _begun(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._survey is None else self._survey.offered()
 
     def _grow(self, extra: int) -> None:
         """Book memory that only the values themselves make necessary."""

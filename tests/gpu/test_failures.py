@@ -68,6 +68,9 @@ class Both:
     def warm_up_schemes(self) -> None:
         """Nothing to compile."""
 
+    def begin_survey(self, flat: Any, options: Any) -> None:
+        """Nothing to begin with."""
+
     def open_lanes(self, memory: float) -> list[Lane]:
         return [Lane(0, self.gpu)]
 

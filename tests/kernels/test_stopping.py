@@ -161,7 +161,7 @@ PER_CHUNK: dict[str, tuple[float, Callable[[NDArray[Any]], object]]] = {
     "uniform in blocks": (6, lambda x: qk.quantize(x, 2, "uniform", seed=1, block_size=10)),
     "quantize and dequantize": (5, lambda x: qk.dequantize(qk.quantize(x, 2, "uniform", seed=1))),
     "quantize and aggregate": (8, lambda x: qk.aggregate([qk.quantize(x, 2, "uniform")] * 3)),
-    "approx": (5, lambda x: qk.quantize(x, 2, "approx", seed=1)),
+    "approx": (4, lambda x: qk.quantize(x, 2, "approx", seed=1)),
 }
 
 

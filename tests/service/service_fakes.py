@@ -164,6 +164,9 @@ class FakeBackends:
     def warm_up_schemes(self) -> None:
         """Nothing to compile."""
 
+    def begin_survey(self, flat: NDArray[Any], options: QuantizeOptions) -> None:
+        """Fakes look at whole vectors only."""
+
     def open_lanes(self, memory: float) -> list[Lane]:
         raise BackendUnavailable("device gpu is not available here; use cpu or auto")
 

@@ -109,6 +109,9 @@ class Both:
     def warm_up_schemes(self) -> None:
         """Nothing to compile."""
 
+    def begin_survey(self, flat: Any, options: Any) -> None:
+        """Nothing to begin with."""
+
     def open_lanes(self, memory: float) -> list[Lane]:
         self.memory = memory
         return [Lane(0, self.gpu)]  # type: ignore[arg-type]
@@ -308,6 +311,9 @@ class Several(Both):
 
     def warm_up_schemes(self) -> None:
         """Nothing to compile."""
+
+    def begin_survey(self, flat: Any, options: Any) -> None:
+        """Nothing to begin with."""
 
     def open_lanes(self, memory: float) -> list[Lane]:
         self.memory = memory

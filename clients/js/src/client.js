@@ -45,7 +45,7 @@ export class QuiverClient {
 
   /** Quantize one vector. @param {any} vector @param {any} [options] @returns {Promise<QuantizedVector>} */
   async quantize(vector, options = {}) {
-    const request = { vector: tensorFields(vector, "vector", options.shape), ...optionFields(options) };
+    const request = { ...optionFields(options), vector: tensorFields(vector, "vector", options.shape) };
     request.seed ??= drawnSeed();
     return this.#post("/quantize", request, options, (body) => QuantizedVector.fromBytes(body));
   }

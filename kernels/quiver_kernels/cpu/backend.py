@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from quiver_kernels.batch import Naming, quantize_each
 from quiver_kernels.checks import (
-    Range,
     check_aggregate,
     check_levels,
     check_weights,
@@ -24,6 +23,7 @@ from quiver_kernels.cpu import cells as counting
 from quiver_kernels.cpu import chunking, coding, exact, exact_sum, layers, simba, solving, sorting
 from quiver_kernels.cpu.area import Curve
 from quiver_kernels.cpu.compile import Floats
+from quiver_kernels.cpu.survey import Surveyed
 from quiver_kernels.dtypes import WIRE_DTYPES, wire_name
 from quiver_kernels.options import GRIDS, METHODS, SIMBA, QuantizeOptions
 from quiver_kernels.quantized import QuantizedVector
@@ -43,16 +43,17 @@ class CpuBackend:
         self, x: NDArray[Any], options: QuantizeOptions, weights: NDArray[Any] | None
     ) -> NDArray[Any]:
         """See `dispatch.Backend`."""
-        bounds = finite_range(x)
-        return _solve(x, bounds, options, check_weights(x, weights))
+        found = solving.surveyed(x, options, weights)
+        return _solve(x, found, options, check_weights(x, weights))
 
     def levels(
         self, x: NDArray[Any], options: QuantizeOptions, weights: NDArray[Any] | None
     ) -> LevelsResult:
         """See `dispatch.Backend`."""
-        bounds = finite_range(x)
+        found = solving.surveyed(x, options, weights)
+        bounds = found.bounds
         flat_weights = check_weights(x, weights)
-        levels = _solve(x, bounds, options, flat_weights)
+        levels = _solve(x, found, options, flat_weights)
         if options.method == SIMBA:
             plain, norm = simba.errors(x, bounds, levels)
             error = plain / bounds.unit / bounds.unit
@@ -89,10 +90,12 @@ class CpuBackend:
         options = options.with_seed()
         assert options.seed is not None  # with_seed gives one
         begun = time.perf_counter()
-        bounds = finite_range(x)
-        levels = _solve(x, bounds, options, check_weights(x, weights))
+        found = solving.surveyed(x, options, weights)
+        levels = _solve(x, found, options, check_weights(x, weights))
         solved = time.perf_counter()
-        codes, error, norm = coding.encode(x, bounds, options, np.atleast_2d(levels), options.seed)
+        codes, error, norm = coding.encode(
+            x, found.bounds, options, np.atleast_2d(levels), options.seed
+        )
         done = time.perf_counter()
         return QuantizedVector(
             method=options.method,
@@ -260,15 +263,15 @@ class CpuBackend:
 
 
 def _solve(
-    x: NDArray[Any], bounds: Range, options: QuantizeOptions, weights: Floats
+    x: NDArray[Any], found: Surveyed, options: QuantizeOptions, weights: Floats
 ) -> NDArray[Any]:
     """Level tables, or sets of them."""
     if options.is_scheme:
         schemes.refuse_levels(options.method)
     refuse_unsupported(options, weighted=weights.size > 0)
     if options.method == SIMBA:
-        return simba.solve_sets(x, bounds, options)
-    return solving.solve(x, bounds, options, weights)
+        return simba.solve_sets(x, found.bounds, options)
+    return solving.solve(x, found.bounds, options, weights, found.cells)
 
 
 def _ratio(error: float, norm: float) -> float:

@@ -527,6 +527,22 @@ class _Totals:
             self.rows = out[: join_rows(self.rows, rows, self.offset_bits, out)]
 
 
+class Counting:
+    """Tables that values from `low` to `high` are counted into, each by one thread at a time."""
+
+    def __init__(self, partition: Partition, low: float, high: float) -> None:
+        self._at = Rows(partition, low, high)
+        self._totals = _Totals(partition.layout.offset_bits)
+
+    def adder(self) -> Adder:
+        """A table."""
+        return _Counter(self._at, self._totals)
+
+    def rows(self) -> Ints:
+        """What finished tables hold together, as rows of `take_rows`."""
+        return self._totals.rows
+
+
 class _Weigher:
     """Adds up weights by cell, and the products of weight and offset; in the order of values."""
 
@@ -598,13 +614,13 @@ def count(
     array, idle threads help, and the result is exact. With weights, values that weigh nothing
     are left out, but for the vector's ends.
     """
-    at = Rows(partition, low, high)
-    totals = _Totals(partition.layout.offset_bits)
     if weighted:
+        at, totals = Rows(partition, low, high), _Totals(partition.layout.offset_bits)
         sums = _weigh(chunks, at, totals, np.array([low, high]))
         return cells_of_rows(partition, totals.rows, sums.take(totals.rows))
-    add_all(chunks, partition, lambda: _Counter(at, totals))
-    return cells_of_rows(partition, totals.rows)
+    counting = Counting(partition, low, high)
+    add_all(chunks, partition, counting.adder)
+    return cells_of_rows(partition, counting.rows())
 
 
 def add_all(chunks: Chunks, partition: Partition, make: Callable[[], Adder]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quiver_kernels.cells import Cells
-from quiver_kernels.cpu.cells import Chunks, Rows, add_all, cells_of_rows
+from quiver_kernels.cpu.cells import Adder, Chunks, Rows, add_all, cells_of_rows
 from quiver_kernels.cpu.compile import Ints, frozen, kernel
 from quiver_kernels.partition import Partition
 
@@ -138,19 +138,40 @@ class _Outliner:
         self._taken = 0
 
 
+class Outlining:
+    """As `cells.Counting`, for loose cells."""
+
+    def __init__(self, partition: Partition, low: float, high: float) -> None:
+        self._at = Rows(partition, low, high)
+        self._totals = _Totals(self._at.size)
+
+    def adder(self) -> Adder:
+        """A table."""
+        return _Outliner(self._at, self._totals)
+
+    def rows(self) -> Ints:
+        """What finished tables hold together, as rows of `cells.take_rows`."""
+        totals = self._totals
+        found = np.empty((int(np.count_nonzero(totals.numbers)), 6), np.int64)
+        list_rows(frozen(totals.numbers), frozen(totals.sums), self._at.base, found)
+        return found
+
+
 def outline(chunks: Chunks, partition: Partition, low: float, high: float) -> Cells:
     """The loose cells of a float32 vector from `low` to `high`, without weights; one pass.
 
     They are `cells.loosened` of what `cells.count` finds: numbers and sums are exact, and the
     vector's own ends are values.
     """
-    at = Rows(partition, low, high)
-    totals = _Totals(at.size)
-    add_all(chunks, partition, lambda: _Outliner(at, totals))
-    found = np.empty((int(np.count_nonzero(totals.numbers)), 6), np.int64)
-    list_rows(frozen(totals.numbers), frozen(totals.sums), at.base, found)
-    index, offset = partition.locate(np.array([low, high]))
+    outlining = Outlining(partition, low, high)
+    add_all(chunks, partition, outlining.adder)
+    return cells_between(cells_of_rows(partition, outlining.rows(), loose=True), low, high)
+
+
+def cells_between(cells: Cells, low: float, high: float) -> Cells:
+    """Loose cells with the ends of their vector in them."""
+    index, offset = cells.partition.locate(np.array([low, high]))
     # The nearest offset of a negative row is its maximum.
-    found[0, 3 if index[0] < 0 else 2] = offset[0]
-    found[-1, 2 if index[1] < 0 else 3] = offset[1]
-    return cells_of_rows(partition, found, loose=True)
+    (cells.farthest if index[0] < 0 else cells.nearest)[0] = offset[0]
+    (cells.nearest if index[1] < 0 else cells.farthest)[-1] = offset[1]
+    return cells

@@ -8,11 +8,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quiver_kernels.checks import Range, finite_range, given_table
+from quiver_kernels.cells import Cells, may_be_loose
+from quiver_kernels.checks import Range, finite_range, given_table, require_values
 from quiver_kernels.cpu import approx, chunking, exact
 from quiver_kernels.cpu.compile import Floats, frozen
 from quiver_kernels.cpu.sorting import ascending
-from quiver_kernels.cpu.streaming import ChunkStream, Stream, best_of_cells, streamed_levels
+from quiver_kernels.cpu.streaming import (
+    ChunkStream,
+    Stream,
+    best_of_cells,
+    outline_cells,
+    streamed_levels,
+)
+from quiver_kernels.cpu.survey import Plan, Survey, Surveyed, first_pass
 from quiver_kernels.dtypes import WIRE_DTYPES, levels_dtype, widen, wire_name
 from quiver_kernels.options import QuantizeOptions
 from quiver_kernels.packing import num_blocks
@@ -23,16 +31,57 @@ from quiver_kernels.stopping import STEP, checkpoint, slices
 _SHORT = 4096
 
 
+def plan_of(
+    size: int, dtype: np.dtype[Any], options: QuantizeOptions, *, weighted: bool = False
+) -> Plan:
+    """What `solve` can use of a first pass over a vector, besides its range."""
+    one_table = options.block_size is None and options.levels is None and options.num_levels > 2
+    streams = options.method in ("exact", "approx") and not options.spaces_evenly
+    if weighted or not one_table or not streams or options.sorts(size):
+        return Plan()
+    if options.method == "approx":
+        return Plan(_approx_cells(options), False, options.num_levels)
+    layout = layout_of(dtype)
+    cells = outline_cells(size, options.num_levels)
+    if cells is None:
+        return Plan()
+    return Plan(cells, may_be_loose(layout, weighted=False), options.num_levels)
+
+
+def survey_for(flat: NDArray[Any], options: QuantizeOptions) -> Survey:
+    """A survey of what `surveyed` finds in a vector."""
+    return Survey(flat, plan_of(flat.size, flat.dtype, options))
+
+
+def surveyed(
+    x: NDArray[Any], options: QuantizeOptions, weights: NDArray[Any] | None = None
+) -> Surveyed:
+    """The range of `x`, and what else of a pass over it is of use; errors as of `finite_range`."""
+    if x.size <= chunking.CHUNK:
+        # A second pass over it finds it in the processor's cache.
+        return Surveyed(finite_range(x))
+    require_values(x, "vector")
+    plan = plan_of(x.size, x.dtype, options, weighted=weights is not None)
+    return first_pass(x.reshape(-1), plan)
+
+
 def solve(
-    x: NDArray[Any], bounds: Range, options: QuantizeOptions, weights: Floats
+    x: NDArray[Any],
+    bounds: Range,
+    options: QuantizeOptions,
+    weights: Floats,
+    known: Cells | None = None,
 ) -> NDArray[Any]:
-    """Level table(s) of `x` in its levels' type: shape (s,), or (blocks, s) with a block size."""
+    """Level table(s) of `x` in its levels' type: shape (s,), or (blocks, s) with a block size.
+
+    `known`: cells that were counted when the range was found.
+    """
     name = wire_name(x.dtype)
     if options.levels is not None:
         return given_table(options.levels, name, bounds, weighted=weights.size > 0)
     weights = scaled(weights)
     if options.block_size is None:
-        table = _table_levels(x.reshape(-1), bounds, options, weights)[np.newaxis, :]
+        table = _table_levels(x.reshape(-1), bounds, options, weights, known)[np.newaxis, :]
     else:
         table = _block_levels(x.reshape(-1), options, weights)
     levels = snapped(table, name)
@@ -63,7 +112,11 @@ def scaled(weights: Floats) -> Floats:
 
 
 def _table_levels(
-    flat: NDArray[Any], bounds: Range, options: QuantizeOptions, weights: Floats
+    flat: NDArray[Any],
+    bounds: Range,
+    options: QuantizeOptions,
+    weights: Floats,
+    known: Cells | None = None,
 ) -> Floats:
     """Levels of one table over all of `flat`."""
     if options.num_levels == 2 and options.method != "uniform":
@@ -77,31 +130,43 @@ def _table_levels(
         return approx.grid_points(bounds, options.num_levels)
     if options.method == "approx" and options.grid == "uniform":
         return _grid_levels(flat, bounds, options, weights)
-    levels = streamed(flat, bounds, options, weights)
+    levels = streamed(flat, bounds, options, weights, known)
     return _sorted_levels(flat, bounds, options, weights) if levels is None else levels
 
 
 def streamed(
-    flat: NDArray[Any], bounds: Range, options: QuantizeOptions, weights: Floats
+    flat: NDArray[Any],
+    bounds: Range,
+    options: QuantizeOptions,
+    weights: Floats,
+    known: Cells | None = None,
 ) -> Floats | None:
     """Levels by ``exact`` or ``approx`` in passes over the values; None where the proof fails."""
-    return stream_levels(stream_of(flat, bounds, weights), options)
+    return stream_levels(stream_of(flat, bounds, weights, known), options)
 
 
 def stream_levels(stream: Stream, options: QuantizeOptions) -> Floats | None:
     """As `streamed`, of a vector wherever it lies."""
     if options.method == "approx":
-        return best_of_cells(stream.count(2 * options.bins), options.num_levels)
+        return best_of_cells(stream.count(_approx_cells(options)), options.num_levels)
     found = streamed_levels(stream, options.num_levels)
     if found is None or not exact.accepted(found.certificate):
         return None
     return exact.padded(np.unique(found.levels), options.num_levels)
 
 
-def stream_of(flat: NDArray[Any], bounds: Range, weights: Floats) -> ChunkStream:
-    """A vector as the streaming solver takes it."""
+def _approx_cells(options: QuantizeOptions) -> int:
+    """Cells whose ends are the candidates of ``approx``."""
+    return 2 * options.bins
+
+
+def stream_of(
+    flat: NDArray[Any], bounds: Range, weights: Floats, known: Cells | None = None
+) -> ChunkStream:
+    """A vector as the streaming solver takes it, with cells that were counted before."""
+    chunks = chunking.Chunks(flat, weights)
     layout = layout_of(flat.dtype)
-    return ChunkStream(chunking.Chunks(flat, weights), flat.size, bounds, layout, weights.size > 0)
+    return ChunkStream(chunks, flat.size, bounds, layout, weights.size > 0, known)
 
 
 def _few_distinct(flat: NDArray[Any], num_levels: int) -> Floats | None:

@@ -89,6 +89,8 @@ class ChunkStream:
         The type its values are counted in.
     weighted
         Whether there are weights.
+    known
+        Cells that were counted when the range was found.
     """
 
     chunks: counting.Chunks
@@ -96,11 +98,15 @@ class ChunkStream:
     bounds: Range
     layout: Layout
     weighted: bool
+    known: Cells | None = None
 
     def count(self, cells: int) -> Cells:
         """See `Stream`."""
         low, high = self.bounds.low, self.bounds.high
         partition = Partition.of(low, high, cells, self.layout)
+        known = self._known(partition, loose=False)
+        if known is not None:
+            return known
         return counting.count(self.chunks, partition, low, high, weighted=self.weighted)
 
     def outline(self, cells: int) -> Cells:
@@ -108,7 +114,15 @@ class ChunkStream:
         if not may_be_loose(self.layout, weighted=self.weighted):
             return self.count(cells)
         low, high = self.bounds.low, self.bounds.high
-        return outline(self.chunks, Partition.of(low, high, cells, self.layout), low, high)
+        partition = Partition.of(low, high, cells, self.layout)
+        known = self._known(partition, loose=True)
+        return outline(self.chunks, partition, low, high) if known is None else known
+
+    def _known(self, partition: Partition, *, loose: bool) -> Cells | None:
+        known = self.known
+        if known is None or known.loose != loose or known.partition != partition:
+            return None
+        return known
 
     def collect(self, cells: Cells, chosen: Flags) -> tuple[NDArray[Any], Floats]:
         """See `Stream`."""
@@ -191,13 +205,21 @@ def undecided_cells(cells: Cells, num_levels: int) -> Flags:
     return undecided
 
 
+def outline_cells(size: int, num_levels: int) -> int | None:
+    """Cells whose outline `streamed_levels` begins with; None: it begins with tight cells."""
+    for levels, cells in OUTLINES:
+        if num_levels <= levels and size >= OUTLINED * cells:
+            return cells
+    return None
+
+
 def streamed_levels(stream: Stream, num_levels: int) -> Progress | None:
     """Optimal `num_levels` >= 3 levels; None where ties defeat the search."""
-    for levels, count in OUTLINES:
-        if num_levels <= levels and stream.size >= OUTLINED * count:
-            found = _levels_from(stream, stream.outline(count), num_levels)
-            if found is not None:
-                return found
+    outlined = outline_cells(stream.size, num_levels)
+    if outlined is not None:
+        found = _levels_from(stream, stream.outline(outlined), num_levels)
+        if found is not None:
+            return found
     most = next(cells for levels, cells in CELLS if num_levels <= levels)
     cells = stream.count(min(most, max(stream.size // _VALUES_PER_CELL, _LEAST_CELLS)))
     return _levels_from(stream, cells, num_levels)
