@@ -60,6 +60,8 @@ def _headers() -> tuple[_Header | None, ...]:
 
 
 _HEADERS = _headers()
+# Kind and size, of those that say all in one byte.
+_SHORT_HEADERS = tuple(None if header is None or header[2] else header[:2] for header in _HEADERS)
 
 
 class _Truncated(Exception):
@@ -180,18 +182,24 @@ def _walk(view: memoryview, max_items: int, max_depth: int) -> tuple[int, int]:
     outer: list[tuple[int, set[bytes] | None]] = []
     key_is_next = False
     pos, end = 0, len(view)
-    headers = _HEADERS
+    short = _SHORT_HEADERS
     for number in range(max_items):
-        header = headers[view[pos]] if pos < end else None
-        if header is not None and not header[2]:
+        if pos < end and (header := short[view[pos]]) is not None:
             # Most values say all in one byte.
-            kind, size, pos = header[0], header[1], pos + 1
+            kind, size = header
+            pos += 1
         else:
             kind, size, pos = _header(view, pos)
         if size > end - pos:
             raise _Truncated
         if key_is_next and keys is not None:
-            pos = _read_key(view, kind, size, pos, keys)
+            if kind != _STR:
+                raise MalformedMessage(f"map key at offset {pos} is not text")
+            key = view[pos : pos + size].tobytes()
+            if key in keys:
+                raise _duplicate(key)
+            keys.add(key)
+            pos += size
             key_is_next = False
             continue
         if kind > _ARRAY:
@@ -215,16 +223,9 @@ def _walk(view: memoryview, max_items: int, max_depth: int) -> tuple[int, int]:
     )
 
 
-def _read_key(view: memoryview, kind: int, size: int, pos: int, seen: set[bytes]) -> int:
-    if kind != _STR:
-        raise MalformedMessage(f"map key at offset {pos} is not text")
-    end = pos + size
-    key = bytes(view[pos:end])
-    if key in seen:
-        shown = key[:40].decode("utf-8", "replace")
-        raise MalformedMessage(f"key {shown!r} appears twice in one map", code="duplicate_key")
-    seen.add(key)
-    return end
+def _duplicate(key: bytes) -> MalformedMessage:
+    shown = key[:40].decode("utf-8", "replace")
+    return MalformedMessage(f"key {shown!r} appears twice in one map", code="duplicate_key")
 
 
 def is_well_formed(buffer: Buffer, max_items: int) -> bool:
@@ -322,13 +323,15 @@ def _pack_value(value: Any, head: bytearray, segments: list[Segment]) -> None:
 def _has_large(value: Any) -> bool:
     """Whether a view that is too large to copy is in `value`."""
     kind = type(value)
-    if kind in _PLAIN:
-        return False
     if kind is memoryview:
         return bool(value.nbytes >= _INLINE_BYTES)
-    if kind is dict:
-        return any(map(_has_large, value.values()))
-    return kind in _SEQUENCES and any(map(_has_large, value))
+    if kind is not dict and kind not in _SEQUENCES:
+        return False
+    for item in value.values() if kind is dict else value:
+        # Most hold no view, and are not worth a call.
+        if type(item) not in _PLAIN and _has_large(item):
+            return True
+    return False
 
 
 def _count_header(count: int, fixed: int, wide: int) -> bytes:

@@ -251,11 +251,11 @@ def _together(
     world_size: int | None, rank: int | None, shared_seed: int | None
 ) -> tuple[int | None, int | None, int | None]:
     """Check what workers that round together must say: all three, or nothing."""
-    chosen = {"world_size": world_size, "rank": rank, "shared_seed": shared_seed}
-    missing = [name for name, value in chosen.items() if value is None]
-    if len(missing) == len(chosen):
+    if world_size is None and rank is None and shared_seed is None:
         return None, None, None
     if world_size is None or rank is None or shared_seed is None:
+        chosen = {"world_size": world_size, "rank": rank, "shared_seed": shared_seed}
+        missing = [name for name, value in chosen.items() if value is None]
         given = ", ".join(name for name in chosen if name not in missing)
         raise InvalidInput(
             f"world_size, rank and shared_seed belong together; got {given} "
@@ -330,7 +330,7 @@ def _exclude_choice(
 
 def _integer(field: str, value: int, low: int, high: int) -> int:
     # operator.index semantics without bool: NumPy integers are welcome, True is not.
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    if type(value) is not int and (isinstance(value, bool) or not hasattr(value, "__index__")):
         raise InvalidInput(
             f"{field} must be an integer from {low} to {high}; got {type(value).__name__}",
             code="invalid_type",

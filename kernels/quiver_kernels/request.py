@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +58,8 @@ class OptionsMessage(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     def given(self) -> dict[str, Any]:
         """The options that are there, null among them."""
-        found = ((name, getattr(self, name)) for name in OptionsMessage.__struct_fields__)
+        values = _values_of(self)
+        found = zip(OptionsMessage.__struct_fields__, values, strict=True)
         options = {name: value for name, value in found if value is not UNSET}
         if isinstance(self.levels, TensorMessage):
             options["levels"] = to_array(self.levels, "levels")
@@ -72,6 +74,9 @@ class OptionsMessage(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     def checked(self) -> QuantizeOptions:
         """The options, checked, with defaults for what is absent."""
         return QuantizeOptions.create(**self.given())
+
+
+_values_of = operator.attrgetter(*OptionsMessage.__struct_fields__)
 
 
 class VectorMessage(OptionsMessage, forbid_unknown_fields=True, kw_only=True):

@@ -18,7 +18,9 @@ class ByteBudget:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
+        self._nearly_full = _NEARLY_FULL * capacity
         self._used = 0
+        # Of the budget and of all its leases: a lease never changes without it.
         self._lock = threading.Lock()
         self._full_since: float | None = None
         self._when_grown: Callable[[], None] | None = None
@@ -35,7 +37,8 @@ class ByteBudget:
     def reserve(self, amount: int) -> Lease:
         """A lease of `amount` bytes, at most the whole budget; ``busy`` if they are not free."""
         amount = min(amount + OVERHEAD_BYTES, self.capacity)
-        self._change(amount)
+        with self._lock:
+            self._change(amount)
         return Lease(self, amount)
 
     def full_for(self) -> float:
@@ -44,21 +47,21 @@ class ByteBudget:
         return 0.0 if since is None else time.monotonic() - since
 
     def _change(self, delta: int) -> None:
-        with self._lock:
-            if delta > 0 and self._used + delta > self.capacity:
-                raise ServiceError(
-                    "busy",
-                    f"requests in flight hold {self._used} of {self.capacity} bytes and this one "
-                    f"needs {delta} more; try again",
-                    limit=self.capacity,
-                    got=self._used + delta,
-                    setting="QUIVER_BUDGET_BYTES",
-                )
-            self._used += delta
-            if self._used < _NEARLY_FULL * self.capacity:
-                self._full_since = None
-            elif self._full_since is None:
-                self._full_since = time.monotonic()
+        """Lend `delta` bytes more; under the lock."""
+        if delta > 0 and self._used + delta > self.capacity:
+            raise ServiceError(
+                "busy",
+                f"requests in flight hold {self._used} of {self.capacity} bytes and this one "
+                f"needs {delta} more; try again",
+                limit=self.capacity,
+                got=self._used + delta,
+                setting="QUIVER_BUDGET_BYTES",
+            )
+        self._used += delta
+        if self._used < self._nearly_full:
+            self._full_since = None
+        elif self._full_since is None:
+            self._full_since = time.monotonic()
 
 
 class Lease:
@@ -72,7 +75,7 @@ class Lease:
         self._budget = budget
         self._amount = amount
         self._holders = 1
-        self._lock = threading.Lock()
+        self._lock = budget._lock
 
     @property
     def amount(self) -> int:

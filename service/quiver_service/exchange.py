@@ -64,21 +64,23 @@ async def exchange(
     def prefix(begun: memoryview) -> Prefix | None:
         return operation.prefix(Upload(begun, admission.media_type, query), admission.length)
 
-    early = EarlyLook(services.engine, buffer, prefix)
-    with context.phase("receive"), early:
+    survey = None
+    with context.phase("receive"):
         if connection is not None and connection.uploaded:
             body = await read_whole(receive, buffer)
         else:
-            body = await read_body(
-                receive,
-                buffer,
-                services.upload_limits,
-                admission.lease,
-                wish,
-                connection,
-                context.poured,
-                early.note,
-            )
+            with EarlyLook(services.engine, buffer, prefix) as early:
+                body = await read_body(
+                    receive,
+                    buffer,
+                    services.upload_limits,
+                    admission.lease,
+                    wish,
+                    connection,
+                    context.poured,
+                    early.note,
+                )
+            survey = early.take()
     upload = Upload(body, admission.media_type, query)
     light = admission.length <= SMALL_BYTES and operation.light(upload)
     if light:
@@ -89,9 +91,9 @@ async def exchange(
         services.engine,
         admission.lease,
         settings.max_json_bytes if wants_json(headers) else None,
-        early.take(),
+        survey,
     )
-    del buffer, body, upload, early
+    del buffer, body, upload, survey
     answer = await _compute(task, light, services, wish, receive)
     _note(answer, context)
     admission.lease.resize(answer.length)

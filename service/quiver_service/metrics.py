@@ -87,8 +87,10 @@ class Metrics:
         self._duration_of = functools.cache(self._duration.labels)
         self._elements_of = functools.cache(self._elements.labels)
         self._phase_of = functools.cache(self._phase.labels)
-        self.inflight_requests = Gauge(
-            "quiver_inflight_requests", "Requests being served", registry=self.registry
+        # Counted by the event loop alone, so a number does.
+        self.inflight_requests = 0
+        self._gauge(
+            "quiver_inflight_requests", "Requests being served", lambda: self.inflight_requests
         )
         self._gauge("quiver_inflight_bytes", "Bytes lent to requests", lambda: budget.used)
         self._gauge("quiver_budget_bytes", "Bytes there are to lend", lambda: budget.capacity)

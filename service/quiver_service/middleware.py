@@ -57,7 +57,7 @@ class RequestMiddleware:
         context = self._begin(scope, headers)
         exchange = _Exchange(context, self._services, receive, send)
         metrics = self._services.metrics
-        metrics.inflight_requests.inc()
+        metrics.inflight_requests += 1
         try:
             problem = await self._serve(scope, headers, exchange)
             # Here the error and its traceback, which held the body, are gone.
@@ -66,7 +66,7 @@ class RequestMiddleware:
         except ClientGone as gone:
             context.status, context.code, context.reason = _CLIENT_LEFT, gone.reason, gone.reason
         finally:
-            metrics.inflight_requests.dec()
+            metrics.inflight_requests -= 1
             context.at_end.close()
             context.phases["total"] = time.perf_counter() - context.started
             self._services.reporter.add(context)

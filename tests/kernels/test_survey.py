@@ -37,6 +37,7 @@ CHUNK = 160
 @pytest.fixture(autouse=True)
 def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunking, "CHUNK", CHUNK)
+    monkeypatch.setattr(survey, "_MAX_FRAMES", 1000)
 
 
 def vector(kind: str, dtype: type, n: int = 4000) -> Vector:
@@ -97,11 +98,29 @@ def test_16_bits_are_widened() -> None:
     check(Survey(x, plan).finish(), x.astype(np.float32), plan)
 
 
-def test_a_growing_range_takes_few_frames() -> None:
+def test_a_growing_range_takes_few_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.sort(np.random.default_rng(1).normal(size=100 * CHUNK)).astype(np.float32)
     pass_ = Survey(x, Plan(4096, True, 4))
+    frames: list[survey._Frame] = []
+    monkeypatch.setattr(survey._Tables, "clear", lambda tables: frames.extend(tables._frames))
     check(pass_.finish(), x, pass_.plan)
-    assert 1 < len(pass_._tables._frames) < 10
+    assert 1 < len(frames) < 8
+
+
+@pytest.mark.parametrize(("times", "counted"), [(7, True), (8, False), (40, False)])
+def test_a_range_that_grows_without_end_is_given_up(
+    times: int, counted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(survey, "_MAX_FRAMES", 8)
+    rng = np.random.default_rng(1)
+    x = np.concatenate([4.0**i * rng.uniform(0.9, 1, CHUNK) for i in range(times + 1)])
+    x = (x * np.tile([1, -1], x.size // 2)).astype(np.float32)
+    pass_ = Survey(x, Plan(4096, True, 4))
+    found = pass_.finish()
+    assert found.bounds == finite_range(x)
+    assert (found.cells is not None) == counted
+    if counted:
+        check(found, x, pass_.plan)
 
 
 @properties

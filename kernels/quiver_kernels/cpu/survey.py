@@ -29,6 +29,10 @@ from quiver_kernels.cpu.outline import Outlining, cells_between
 from quiver_kernels.partition import Layout, Partition, layout_of
 from quiver_kernels.sharing import Scratch, run_parts
 
+# A range that grows by more steps than this, each by half of it at least, is left to a pass of its
+# own: every step takes the memory of a table.
+_MAX_FRAMES = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -122,6 +126,8 @@ class Survey:
         rest = range(self._taken, len(self._chunks))
         run_parts(rest, lambda number: self._tables.add(self._chunks[number][0]))
         found = self._tables.finish()
+        # Whoever offers a survey may keep it while the solver needs memory of its own.
+        self._tables.clear()
         return Surveyed(finite_range(self.flat)) if found is None else found
 
     @contextlib.contextmanager
@@ -199,7 +205,7 @@ class _Tables:
         self._finite = True
         self._counts: bool | None = None
         self._frames: list[_Frame] = []
-        self._slots = Scratch(TABLES[layout.integer.itemsize], _Slot)
+        self._slots = self._scratch()
         self._lock = threading.Lock()
 
     def add(self, values: NDArray[Any]) -> None:
@@ -222,18 +228,24 @@ class _Tables:
         for slot in self._slots.made:
             slot.finish()
         bounds = Range(self._low, self._high)
-        return Surveyed(bounds, self._cells(bounds) if self._frames else None)
+        return Surveyed(bounds, self._cells(bounds) if self._counts else None)
+
+    def clear(self) -> None:
+        """Hold no memory any more."""
+        self._frames, self._slots = [], self._scratch()
+
+    def _scratch(self) -> Scratch[_Slot]:
+        return Scratch(TABLES[self._layout.integer.itemsize], _Slot)
 
     def _widened(self, values: NDArray[Any], low: float, high: float) -> _Frame | None:
         """The frame for some more values; None if nothing is counted."""
         self._low, self._high = min(self._low, low), max(self._high, high)
         if self._counts is None:
             self._counts = self._plan.cells > 0 and not _few(values, self._plan.num_levels)
-        if not self._counts:
-            return None
-        if not self._frames or not self._frames[-1].holds(low, high):
+        if self._counts and not (self._frames and self._frames[-1].holds(low, high)):
+            self._counts = len(self._frames) < _MAX_FRAMES
             self._frames.append(_Frame(self._low, self._high, self._plan, self._layout))
-        return self._frames[-1]
+        return self._frames[-1] if self._counts else None
 
     def _cells(self, bounds: Range) -> Cells:
         """The sum of all frames' cells, over those of the whole range."""
