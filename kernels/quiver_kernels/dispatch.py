@@ -339,8 +339,8 @@ def pick_decoder() -> Backend:
 class Survey(Protocol):
     """A first pass over a vector, of which more and more is there; see `cpu.survey`."""
 
-    def arrived(self, size: int) -> None:
-        """Note that the first `size` values are there."""
+    def arrived(self, size: int) -> bool:
+        """Note that the first `size` values are there; whether a `step` would find some."""
         ...
 
     def step(self) -> bool:

@@ -76,8 +76,10 @@ class EarlyLook:
         if self._survey is None:
             self._begin(filled)
         if self._survey is not None and self._prefix is not None:
-            self._survey.arrived((filled - self._prefix.start) // self._prefix.dtype.itemsize)
-            self._engine.pool.offer(self._survey.step)
+            values = (filled - self._prefix.start) // self._prefix.dtype.itemsize
+            # A thread that is at a step goes on with the next one by itself.
+            if self._survey.arrived(values):
+                self._engine.pool.offer(self._survey.step)
 
     def _begin(self, filled: int) -> None:
         self._prefix = self._read_prefix(self._buffer.view[:filled])

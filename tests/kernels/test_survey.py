@@ -177,10 +177,11 @@ def test_a_step_says_whether_there_was_anything() -> None:
     x = vector("normal", np.float32)
     early = Survey(x, Plan())
     assert not early.step()
-    early.arrived(CHUNK - 1)
+    assert not early.arrived(CHUNK - 1)
     assert not early.step()
-    early.arrived(2 * CHUNK)
+    assert early.arrived(2 * CHUNK)
     assert [early.step() for _ in range(3)] == [True, True, False]
+    assert not early.arrived(2 * CHUNK)
     early.finish()
     early.arrived(x.size)
     assert not early.step()

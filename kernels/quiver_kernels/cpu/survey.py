@@ -87,9 +87,10 @@ class Survey:
         self._spoiled = False
         self._changed = threading.Condition()
 
-    def arrived(self, size: int) -> None:
-        """Note that the first `size` values are there."""
+    def arrived(self, size: int) -> bool:
+        """Note that the first `size` values are there; whether a `step` would find some."""
         self._there = size // chunking.CHUNK
+        return not self._stepping and self._taken < self._there
 
     def step(self) -> bool:
         """Add a chunk that is there; False if there is none, or another thread is at one."""
