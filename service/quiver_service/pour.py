@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from quiver_service.protocol import GuardedProtocol
 
 READ_BYTES = 1 << 20
+# A loop in C reads on from a socket while there is something, many times over. After so much, one
+# to two milliseconds, others have their turn.
+TURN_BYTES = 2 << 20
 
 
 class Pour(asyncio.BufferedProtocol):
@@ -47,6 +50,7 @@ class Pour(asyncio.BufferedProtocol):
         self._length = buffer.length
         self._note = note
         self.filled = filled
+        self._turn_ends = filled + TURN_BYTES
         self._ended: asyncio.Future[None] = protocol.loop.create_future()
 
     async def wait(self) -> None:
@@ -84,6 +88,14 @@ class Pour(asyncio.BufferedProtocol):
         if self.filled == self._length:
             self._ended.set_result(None)
             self._protocol.stop_pouring(self, complete=True)
+        elif self.filled >= self._turn_ends:
+            self._turn_ends = self.filled + TURN_BYTES
+            self._protocol.flow.pause_reading()
+            self._protocol.loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        if not self._ended.done():
+            self._protocol.flow.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client left."""

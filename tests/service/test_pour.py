@@ -23,7 +23,7 @@ from quiver_service import body as reading
 from quiver_service import pour as pouring
 from quiver_service.body import MARGIN_BYTES, UploadLimits, read_body
 from quiver_service.budget import ByteBudget, Lease
-from quiver_service.buffers import Buffers
+from quiver_service.buffers import Buffer, Buffers
 from quiver_service.errors import ClientGone, ServiceError
 from quiver_service.protocol import GuardedProtocol
 from quiver_service.responses import connection_of
@@ -308,3 +308,54 @@ async def test_a_slow_upload_whose_memory_others_took_is_refused(
 
     assert [failure.code for failure in app.failures] == ["busy"]
     assert app.budget.used == 0
+
+
+class Connected:
+    """What a `Pour` needs of its protocol; notes when reading pauses and goes on."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.flow = self
+        self.noted: list[str] = []
+
+    def pause_reading(self) -> None:
+        self.noted.append("pause")
+
+    def resume_reading(self) -> None:
+        self.noted.append("go on")
+
+    def stop_pouring(self, pour: pouring.Pour, *, complete: bool) -> None:
+        self.noted.append("complete" if complete else "stop")
+
+
+async def test_others_have_their_turn_while_a_body_is_read(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pouring, "TURN_BYTES", 100)
+    connected: Any = Connected()
+    pour = pouring.Pour(connected, Buffer(memoryview(bytearray(1000))), 50, lambda _: None)
+    # A loop in C reads on within one step, until reading pauses.
+    for nbytes in (60, 39):
+        pour.buffer_updated(nbytes)
+    assert connected.noted == []
+    pour.buffer_updated(1)
+    assert connected.noted == ["pause"]
+    await asyncio.sleep(0)
+    assert connected.noted == ["pause", "go on"]
+    pour.buffer_updated(500)
+    assert connected.noted[2:] == ["pause"]
+    await asyncio.sleep(0)
+    pour.buffer_updated(350)
+    await asyncio.sleep(0)
+    assert connected.noted[3:] == ["go on", "complete"]
+
+
+async def test_reading_does_not_go_on_after_an_end(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pouring, "TURN_BYTES", 100)
+    connected: Any = Connected()
+    pour = pouring.Pour(connected, Buffer(memoryview(bytearray(1000))), 0, lambda _: None)
+    waiting = asyncio.create_task(pour.wait())
+    await asyncio.sleep(0)
+    pour.buffer_updated(200)
+    waiting.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await waiting
+    assert connected.noted == ["pause", "stop"]
