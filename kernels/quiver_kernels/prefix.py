@@ -55,7 +55,7 @@ def read_prefix(view: memoryview, length: int) -> Prefix | None:
     """
     try:
         return _read(view, length)
-    except (QuiverError, msgspec.ValidationError):
+    except (QuiverError, msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 

@@ -93,6 +93,13 @@ BAD: dict[str, Any] = {
 }
 
 
+def test_texts_that_are_none_say_nothing() -> None:
+    data = b"\x82\xa6method\xa5exact\xa6vector\x83\xa5dtype\xa2f4\xa5shape\x91\x03\xa4data\xc4\x0c"
+    data += bytes(12)
+    for text in (b"method", b"exact", b"vector", b"dtype", b"f4", b"shape", b"data"):
+        assert seen(data.replace(text, b"\xff" + text[1:])) is None
+
+
 @pytest.mark.parametrize("what", BAD)
 def test_what_is_wrong_or_too_little_says_nothing(what: str) -> None:
     assert seen(msgpack.packb(BAD[what])) is None
