@@ -5,7 +5,7 @@ receives the same bytes into an array, the handler that one writes first (``requ
 ``unpackb``, the same kernel on the event loop), and a FastAPI echo. Client and servers share the
 machine. ``overhead`` of a small request is its time less what the answer says the kernel took; the
 client asks for its answer without sleeping, since a virtual processor that has halted while a
-kernel runs takes up to 0.2 ms to wake, and none to wake for an echo.
+kernel runs takes a while to wake, and has not halted yet when an echo comes.
 The load beside which small requests and probes are timed is one client that sends 64 MiB requests
 back to back. The controls put the naive handler in the service's place.
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Iterator, MutableMapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,28 +12,6 @@ from quiver_service.negotiation import Headers
 from quiver_service.tracing import Trace
 
 _KEY = "quiver"
-
-
-class AtEnd:
-    """Calls to be made when a request ends, the last one first; an `ExitStack` takes longer."""
-
-    __slots__ = ("_calls",)
-
-    def __init__(self) -> None:
-        self._calls: list[Callable[[], object]] = []
-
-    def callback(self, call: Callable[[], object]) -> None:
-        """Add `call`."""
-        self._calls.append(call)
-
-    def close(self) -> None:
-        """Make every call, even if one raises; then the last error is raised."""
-        try:
-            while self._calls:
-                self._calls.pop()()
-        finally:
-            if self._calls:
-                self.close()
 
 
 @dataclass(slots=True)
@@ -75,7 +53,7 @@ class RequestContext:
     reason: str = "ok"
     phases: dict[str, float] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
-    at_end: AtEnd = field(default_factory=AtEnd)
+    at_end: ExitStack = field(default_factory=ExitStack)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from quiver_service.protocol import GuardedProtocol
 
 READ_BYTES = 1 << 20
-# A loop in C reads on from a socket while there is something, many times over. After so much, one
-# to two milliseconds, others have their turn.
+# A loop in C reads on from a socket while there is something, many times over. After so much others
+# have their turn.
 TURN_BYTES = 2 << 20
 
 
